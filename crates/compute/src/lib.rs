@@ -1,0 +1,17 @@
+//! A closed set of fused operations, on the CPU today.
+//!
+//! Numerics contract (`exact`): every element of every output is computed in an order that depends
+//! only on shapes that belong to the model and its stripes and on the token's own position: never on
+//! how many rows a call has, on neighbours, on threads or on the instruction set. So each kernel has
+//! one order, written once portably, and its AVX2 and AVX-512 forms give the same bits.
+
+pub mod cpu;
+mod device;
+mod mapped;
+
+pub use cpu::{CpuDevice, KernelClass};
+pub use device::{
+    AttendSpan, CacheShape, Device, DeviceError, HeadMap, Precision, RopeTable, Routes, Segment,
+    WeightSource, StoredType,
+};
+pub use mapped::MappedFile;

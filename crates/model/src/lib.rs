@@ -1,0 +1,19 @@
+//! What a model is, as data.
+//!
+//! A [`ModelSpec`] is everything the planner, the loader, the KV sizing and the decoder need to
+//! know of a model; nothing else reads `config.json`. A family (`families/*.rs`) maps one published
+//! config to the spec and names its tensors. Pure: callers read the files and hand over bytes.
+
+mod config;
+pub mod digest;
+pub mod families;
+pub mod safetensors;
+mod spec;
+mod tensors;
+
+pub use config::ConfigError;
+pub use spec::{
+    Attention, ComputeType, Dense, Experts, Family, FeedForward, Grouped, LayerSpec, ModelSpec,
+    Rope, RopeScaling,
+};
+pub use tensors::{Part, Sharding, TensorSpec};

@@ -1,0 +1,11 @@
+//! Which rank holds which stripe of a model.
+//!
+//! [`stripes`] is the one cut of a model into `S` stripes (DESIGN.md section 4); [`plan`] gives
+//! every rank its stripes, evenly or by capacity, and refuses by name what does not fit.
+
+mod plan;
+pub mod stripes;
+
+pub use plan::{
+    DeviceSpec, Limits, NodeId, NodeSpec, PlanError, RankPlan, ShardPlan, Shortage, plan,
+};
