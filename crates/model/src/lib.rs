@@ -4,6 +4,8 @@
 //! know of a model; nothing else reads `config.json`. A family (`families/*.rs`) maps one published
 //! config to the spec and names its tensors. Pure: callers read the files and hand over bytes.
 
+#![forbid(unsafe_code)]
+
 mod config;
 pub mod digest;
 pub mod families;
@@ -14,6 +16,6 @@ mod tensors;
 pub use config::ConfigError;
 pub use spec::{
     Attention, ComputeType, Dense, Experts, Family, FeedForward, Grouped, LayerSpec, ModelSpec,
-    Rope, RopeScaling,
+    Rope, RopeScaling, UnknownComputeType,
 };
 pub use tensors::{Part, Sharding, TensorSpec};

@@ -1,5 +1,8 @@
 //! The spec: one description of a model that planner, loader and decoder share.
 
+use std::fmt;
+use std::str::FromStr;
+
 /// Everything that decides a model's results and its size, read once from its config.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSpec {
@@ -144,4 +147,38 @@ pub enum ComputeType {
     /// Weights in signed 8-bit blocks of 32 along the inner dimension with f32 scales, activations
     /// quantised the same way per token; embedding, head and router stay bf16; KV cache in bf16.
     Int8,
+}
+
+impl ComputeType {
+    /// All compute types.
+    pub const ALL: [ComputeType; 3] = [ComputeType::F32, ComputeType::Bf16, ComputeType::Int8];
+
+    /// Its name on command lines and in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            ComputeType::F32 => "f32",
+            ComputeType::Bf16 => "bf16",
+            ComputeType::Int8 => "int8",
+        }
+    }
+}
+
+impl fmt::Display for ComputeType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Text that names no compute type.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("compute type {0:?} is not one of f32, bf16, int8")]
+pub struct UnknownComputeType(String);
+
+impl FromStr for ComputeType {
+    type Err = UnknownComputeType;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|compute| compute.name() == text);
+        found.ok_or_else(|| UnknownComputeType(text.chars().take(32).collect()))
+    }
 }

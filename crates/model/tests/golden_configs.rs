@@ -1,0 +1,75 @@
+//! Configs of the golden checkpoints, as two versions of transformers wrote them.
+
+use model::{
+    Attention, Dense, Experts, Family, FeedForward, Grouped, ModelSpec, Part, Rope, RopeScaling,
+};
+
+fn grouped(spec: &ModelSpec) -> &Grouped {
+    let Attention::Grouped(grouped) = &spec.layers[0].attention;
+    grouped
+}
+
+#[test]
+fn llama3() {
+    let spec = ModelSpec::from_config(include_str!("fixtures/llama3.json")).unwrap();
+    assert_eq!(
+        (spec.family, spec.hidden, spec.vocab, spec.context),
+        (Family::Llama, 128, 512, 512)
+    );
+    assert_eq!((spec.norm_eps, spec.tied, spec.bos), (1e-5, false, Some(0)));
+    assert_eq!((spec.layers.len(), &spec.eos[..]), (3, &[1][..]));
+    let scaling = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_context: 64.0,
+    };
+    let expected = Grouped {
+        heads: 8,
+        kv_heads: 4,
+        head_dim: 16,
+        qkv_bias: false,
+        out_bias: false,
+        window: None,
+        rope: Rope { theta: 500_000.0, scaling },
+    };
+    assert_eq!(*grouped(&spec), expected);
+    assert!(spec.layers.iter().all(|layer| *layer == spec.layers[0]));
+    let dense = FeedForward::Dense(Dense { width: 256, bias: false });
+    assert_eq!(spec.layers[0].feed_forward, dense);
+}
+
+#[test]
+fn llama_tied_in_the_newer_style() {
+    let spec = ModelSpec::from_config(include_str!("fixtures/llama-tied-f32.json")).unwrap();
+    assert!(spec.tied);
+    assert_eq!(grouped(&spec).rope, Rope { theta: 10_000.0, scaling: RopeScaling::None });
+    assert_eq!(spec.tensor(None, Part::Head), None);
+    assert!(spec.tensors().iter().all(|tensor| tensor.part != Part::Head));
+}
+
+#[test]
+fn llama_kv2_oddvocab() {
+    let spec = ModelSpec::from_config(include_str!("fixtures/llama-kv2-oddvocab.json")).unwrap();
+    assert_eq!((spec.vocab, grouped(&spec).kv_heads, grouped(&spec).head_dim), (509, 2, 32));
+    assert_eq!(spec.tensor(None, Part::Head).map(|head| head.shape), Some(vec![509, 128]));
+    // 8 heads of 32 are wider than the residual stream.
+    let query = spec.tensor(Some(0), Part::Query).map(|query| query.shape);
+    assert_eq!(query, Some(vec![256, 128]));
+}
+
+#[test]
+fn mistral_window() {
+    let spec = ModelSpec::from_config(include_str!("fixtures/mistral-window.json")).unwrap();
+    assert_eq!((spec.family, grouped(&spec).window), (Family::Mistral, Some(24)));
+}
+
+#[test]
+fn mixtral() {
+    let spec = ModelSpec::from_config(include_str!("fixtures/mixtral.json")).unwrap();
+    assert_eq!((spec.family, grouped(&spec).window), (Family::Mixtral, None));
+    // `head_dim` is null: 128 / 8.
+    assert_eq!((grouped(&spec).head_dim, grouped(&spec).rope.theta), (16, 1_000_000.0));
+    let experts = Experts { count: 8, chosen: 2, width: 96, renormalise: true };
+    assert_eq!(spec.layers[0].feed_forward, FeedForward::Experts(experts));
+}
