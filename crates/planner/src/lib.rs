@@ -3,8 +3,12 @@
 //! [`stripes`] is the one cut of a model into `S` stripes (DESIGN.md section 4); [`plan`] gives
 //! every rank its stripes, evenly or by capacity, and refuses by name what does not fit.
 
+#![forbid(unsafe_code)]
+
 mod plan;
+mod split;
 pub mod stripes;
+mod table;
 
 pub use plan::{
     DeviceSpec, Limits, NodeId, NodeSpec, PlanError, RankPlan, ShardPlan, Shortage, plan,
