@@ -4,6 +4,8 @@
 //! numbers ([`tree`]). A rank adds the subtrees it owns whole and the ranks exchange the rest.
 //! [`Link`] moves frames; [`TreeCollective`] does the arithmetic over any link.
 
+#![forbid(unsafe_code)]
+
 mod frame;
 mod link;
 pub mod local;
@@ -11,6 +13,6 @@ pub mod tcp;
 pub mod tree;
 mod tree_collective;
 
-pub use frame::{Frame, FrameHeader, Kind, Membership};
-pub use link::{AbortHandle, CollectiveError, Link};
+pub use frame::{Frame, FrameHeader, HEADER_BYTES, Kind, Membership};
+pub use link::{Abort, AbortHandle, CollectiveError, DEFAULT_TIMEOUT, Link};
 pub use tree_collective::{Collective, TreeCollective};

@@ -1,0 +1,456 @@
+//! A link over established connections.
+//!
+//! A receive reads in the calling thread, straight from the socket: one wake-up per frame. A small
+//! frame is written by the caller as well, for it fits the socket's buffer. A large one, or what
+//! the buffer did not take, goes to a writer thread of that peer, so that two ranks which send to
+//! each other at the same time cannot block each other. Nothing polls; an idle link costs nothing.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::handshake::is_pause;
+use crate::frame::{
+    FrameHeader, HEADER_BYTES, Kind, Membership, decode_values, encode_frame, field,
+};
+use crate::link::{
+    Abort, AbortHandle, CollectiveError, DEFAULT_TIMEOUT, Link, PENDING_FRAMES, check_peer,
+    deadline_after,
+};
+
+/// Frames up to this many bytes are written by the caller.
+const INLINE_BYTES: usize = 64 * 1024;
+
+/// How long a write may block before the caller leaves the rest to the writer thread.
+const WRITE_SLICE: Duration = Duration::from_millis(10);
+
+/// How long a dropped link goes on writing what its peers have not taken yet.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// One rank's connections. Dropping it closes them, after what was sent is written.
+pub struct TcpLink {
+    shared: Arc<Shared>,
+    membership: Membership,
+    rank: usize,
+    timeout: Duration,
+    /// By rank; `None` for this one.
+    peers: Vec<Option<Peer>>,
+    writers: Vec<JoinHandle<()>>,
+    broken: Option<CollectiveError>,
+}
+
+/// What this thread needs of one connection.
+struct Peer {
+    stream: TcpStream,
+    /// The read timeout now set on the stream.
+    armed: Duration,
+    incoming: Vec<u8>,
+    outgoing: Vec<u8>,
+    outbox: Arc<Outbox>,
+}
+
+/// What an abort handle holds of a link.
+struct Shared {
+    aborted: AtomicBool,
+    outboxes: Vec<Arc<Outbox>>,
+}
+
+impl Abort for Shared {
+    fn abort(&self) {
+        // Set before the streams close, so that whoever wakes there reads it.
+        self.aborted.store(true, Ordering::SeqCst);
+        self.outboxes.iter().for_each(|outbox| outbox.close());
+    }
+}
+
+/// Encoded frames that wait for one peer's writer thread.
+struct Outbox {
+    stream: TcpStream,
+    state: Mutex<OutState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct OutState {
+    queue: VecDeque<Vec<u8>>,
+    /// Buffers that came free, for the next frames.
+    spare: Vec<Vec<u8>>,
+    /// The writer is busy with a frame that it has taken from the queue.
+    writing: bool,
+    /// Write what there is, then end.
+    finish: bool,
+    /// Nothing can be written any more.
+    closed: bool,
+}
+
+impl Outbox {
+    fn lock(&self) -> MutexGuard<'_, OutState> {
+        // No code that can panic runs under the lock, so a poisoned state is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a change; `None` once the deadline has passed.
+    fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, OutState>,
+        deadline: Instant,
+    ) -> Option<MutexGuard<'a, OutState>> {
+        let left = deadline.checked_duration_since(Instant::now()).filter(|d| !d.is_zero())?;
+        let (state, _) =
+            self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        Some(state)
+    }
+
+    fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.queue.is_empty() && !state.writing && !state.closed
+    }
+
+    /// Ends the connection in both directions and wakes everyone who waits for it.
+    fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+        // It fails only where the connection has ended already.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// The writer thread: frames in order until told to finish or the connection fails.
+    fn run(&self) {
+        while let Some(frame) = self.next_frame() {
+            let written = self.write(&frame);
+            let mut state = self.lock();
+            state.writing = false;
+            state.closed |= !written;
+            state.spare.push(frame);
+            drop(state);
+            self.changed.notify_all();
+        }
+    }
+
+    fn next_frame(&self) -> Option<Vec<u8>> {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return None;
+            }
+            if let Some(frame) = state.queue.pop_front() {
+                state.writing = true;
+                return Some(frame);
+            }
+            if state.finish {
+                return None;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn write(&self, frame: &[u8]) -> bool {
+        let mut done = 0;
+        while done < frame.len() {
+            match write_some(&self.stream, &frame[done..]) {
+                Ok(count) => done += count,
+                Err(_) => return false,
+            }
+            if self.lock().closed {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Queues a frame, waiting while too many are queued.
+    fn push(&self, frame: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, Stuck> {
+        let mut state = self.lock();
+        while !state.closed && state.queue.len() >= PENDING_FRAMES {
+            state = self.wait(state, deadline).ok_or(Stuck::Late)?;
+        }
+        if state.closed {
+            return Err(Stuck::Closed);
+        }
+        state.queue.push_back(frame);
+        let spare = state.spare.pop().unwrap_or_default();
+        drop(state);
+        self.changed.notify_all();
+        Ok(spare)
+    }
+
+    /// Waits until everything is written, or nothing more can be, or the deadline.
+    fn flush(&self, deadline: Instant) {
+        let mut state = self.lock();
+        state.finish = true;
+        self.changed.notify_all();
+        while !state.closed && (state.writing || !state.queue.is_empty()) {
+            match self.wait(state, deadline) {
+                Some(next) => state = next,
+                None => return,
+            }
+        }
+    }
+}
+
+/// Why a frame could not be queued.
+enum Stuck {
+    Late,
+    Closed,
+}
+
+/// Writes what the socket takes within its write timeout; 0 if nothing.
+fn write_some(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match stream.write(bytes) {
+        Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+        Err(error) if is_pause(error.kind()) => Ok(0),
+        result => result,
+    }
+}
+
+impl TcpLink {
+    /// A link over one established, blocking connection to every other rank.
+    pub(super) fn new(
+        membership: Membership,
+        rank: usize,
+        streams: BTreeMap<usize, TcpStream>,
+    ) -> Result<Self, CollectiveError> {
+        let size = streams.len() + 1;
+        let mut link = Self {
+            shared: Arc::new(Shared { aborted: AtomicBool::new(false), outboxes: Vec::new() }),
+            membership,
+            rank,
+            timeout: DEFAULT_TIMEOUT,
+            peers: (0..size).map(|_| None).collect(),
+            writers: Vec::new(),
+            broken: None,
+        };
+        let mut outboxes = Vec::new();
+        for (peer, stream) in streams {
+            let failed = |e: io::Error| CollectiveError::Io { peer, sequence: 0, kind: e.kind() };
+            let entry = Peer::new(stream, link.timeout).map_err(failed)?;
+            outboxes.push(entry.outbox.clone());
+            let outbox = entry.outbox.clone();
+            link.peers[peer] = Some(entry);
+            let name = format!("collective-{rank}-{peer}");
+            let writer = thread::Builder::new().name(name).spawn(move || outbox.run());
+            link.writers.push(writer.map_err(failed)?);
+        }
+        link.shared = Arc::new(Shared { aborted: AtomicBool::new(false), outboxes });
+        Ok(link)
+    }
+
+    fn header(&self, from: usize, kind: Kind, sequence: u64, elements: usize) -> FrameHeader {
+        FrameHeader {
+            membership: self.membership,
+            sequence,
+            kind,
+            from: from as u32,
+            elements: elements as u64,
+        }
+    }
+
+    fn is_aborted(&self) -> bool {
+        self.shared.aborted.load(Ordering::SeqCst)
+    }
+
+    fn check_usable(&self, peer: usize) -> Result<(), CollectiveError> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        if self.is_aborted() {
+            return Err(CollectiveError::Aborted);
+        }
+        check_peer(peer, self.rank, self.peers.len())
+    }
+
+    /// The error to report and keep; an abort explains everything that comes after it.
+    fn fail(&mut self, error: CollectiveError) -> CollectiveError {
+        let error = if self.is_aborted() { CollectiveError::Aborted } else { error };
+        self.broken = Some(error.clone());
+        error
+    }
+
+    /// The connection to a rank that `check_usable` has passed.
+    fn peer(&mut self, peer: usize) -> &mut Peer {
+        self.peers[peer].as_mut().expect("every rank but this one has a connection")
+    }
+}
+
+impl Peer {
+    fn new(stream: TcpStream, timeout: Duration) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(WRITE_SLICE))?;
+        let outbox = Outbox {
+            stream: stream.try_clone()?,
+            state: Mutex::new(OutState::default()),
+            changed: Condvar::new(),
+        };
+        Ok(Self {
+            stream,
+            armed: timeout,
+            incoming: Vec::new(),
+            outgoing: Vec::new(),
+            outbox: Arc::new(outbox),
+        })
+    }
+
+    /// Writes the frame in `outgoing`, or leaves it to the writer.
+    fn send(&mut self, to: usize, sequence: u64, timeout: Duration) -> Result<(), CollectiveError> {
+        let deadline = deadline_after(timeout);
+        let mut done = 0;
+        // While the writer has work a frame must queue behind it. Only this thread queues, so an
+        // idle writer stays idle meanwhile.
+        if self.outgoing.len() <= INLINE_BYTES && self.outbox.is_idle() {
+            while done < self.outgoing.len() {
+                match write_some(&self.stream, &self.outgoing[done..]) {
+                    Ok(0) => break,
+                    Ok(count) => done += count,
+                    Err(error) => return Err(broken_stream(to, sequence, &error)),
+                }
+            }
+            if done == self.outgoing.len() {
+                return Ok(());
+            }
+        }
+        self.outgoing.drain(..done);
+        let frame = std::mem::take(&mut self.outgoing);
+        self.outgoing = self.outbox.push(frame, deadline).map_err(|stuck| match stuck {
+            Stuck::Late => CollectiveError::Timeout { peer: to, sequence },
+            Stuck::Closed => CollectiveError::Closed { peer: to, sequence },
+        })?;
+        Ok(())
+    }
+
+    /// Reads exactly the frame `expected`; its values go to `into` once all of them are there.
+    fn receive(
+        &mut self,
+        expected: &FrameHeader,
+        into: &mut [f32],
+        timeout: Duration,
+    ) -> Result<(), CollectiveError> {
+        let length = HEADER_BYTES + size_of_val(into);
+        // As large as the caller's own buffer, whatever the peer may claim.
+        self.incoming.resize(length, 0);
+        let deadline = deadline_after(timeout);
+        let header = self.fill(0, HEADER_BYTES, deadline, expected)?;
+        FrameHeader::decode(&field(&self.incoming, 0), expected)?;
+        self.fill(header, length, deadline, expected)?;
+        decode_values(&self.incoming[HEADER_BYTES..], into);
+        Ok(())
+    }
+
+    /// Reads until at least `least` bytes of the frame are there; says how many are.
+    fn fill(
+        &mut self,
+        mut filled: usize,
+        least: usize,
+        deadline: Instant,
+        expected: &FrameHeader,
+    ) -> Result<usize, CollectiveError> {
+        let (peer, sequence) = (expected.from as usize, expected.sequence);
+        while filled < least {
+            self.arm(deadline).map_err(|error| broken_stream(peer, sequence, &error))?;
+            match self.stream.read(&mut self.incoming[filled..]) {
+                Ok(0) => return Err(CollectiveError::Closed { peer, sequence }),
+                Ok(count) => filled += count,
+                Err(error) if is_pause(error.kind()) => {
+                    if Instant::now() >= deadline {
+                        return Err(CollectiveError::Timeout { peer, sequence });
+                    }
+                }
+                Err(error) => return Err(broken_stream(peer, sequence, &error)),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Sets the read timeout to what is left, where the one in force is clearly off; setting it
+    /// anew for each of many small reads would cost more than it gains.
+    fn arm(&mut self, deadline: Instant) -> io::Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = left.max(Duration::from_millis(1));
+        if self.armed > left + left / 8 || self.armed < left / 2 {
+            self.stream.set_read_timeout(Some(left))?;
+            self.armed = left;
+        }
+        Ok(())
+    }
+}
+
+fn broken_stream(peer: usize, sequence: u64, error: &io::Error) -> CollectiveError {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof, WriteZero,
+    };
+    match error.kind() {
+        BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof
+        | WriteZero => CollectiveError::Closed { peer, sequence },
+        kind => CollectiveError::Io { peer, sequence, kind },
+    }
+}
+
+impl Link for TcpLink {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.peers.len()
+    }
+
+    fn membership(&self) -> Membership {
+        self.membership
+    }
+
+    fn send(
+        &mut self,
+        to: usize,
+        kind: Kind,
+        sequence: u64,
+        values: &[f32],
+    ) -> Result<(), CollectiveError> {
+        self.check_usable(to)?;
+        let header = self.header(self.rank, kind, sequence, values.len());
+        let timeout = self.timeout;
+        let peer = self.peer(to);
+        encode_frame(&header, values, &mut peer.outgoing);
+        peer.send(to, sequence, timeout).map_err(|error| self.fail(error))
+    }
+
+    fn receive(
+        &mut self,
+        from: usize,
+        kind: Kind,
+        sequence: u64,
+        into: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        self.check_usable(from)?;
+        let expected = self.header(from, kind, sequence, into.len());
+        let timeout = self.timeout;
+        self.peer(from).receive(&expected, into, timeout).map_err(|error| self.fail(error))
+    }
+
+    fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        AbortHandle::new(&self.shared)
+    }
+}
+
+impl Drop for TcpLink {
+    fn drop(&mut self) {
+        let outboxes: Vec<_> = self.peers.iter().flatten().map(|peer| &peer.outbox).collect();
+        if self.broken.is_none() && !self.is_aborted() {
+            let deadline = Instant::now() + LINGER;
+            outboxes.iter().for_each(|outbox| outbox.flush(deadline));
+        }
+        // Also where an abort handle or a writer still holds the descriptor.
+        outboxes.iter().for_each(|outbox| outbox.close());
+        for writer in self.writers.drain(..) {
+            // A writer does not panic; if it did, there is nothing to do about it here.
+            let _ = writer.join();
+        }
+    }
+}
