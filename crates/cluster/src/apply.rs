@@ -348,7 +348,7 @@ impl ClusterState {
 
     fn check_plan(&self, plan: &ShardPlan) -> Result<(), Rejected> {
         let deployment = self.deployment.as_ref().ok_or(Rejected::NotDeployed)?;
-        plan.check().map_err(Rejected::BadPlan)?;
+        plan.check(&deployment.spec).map_err(Rejected::BadPlan)?;
         let (stripes, ranks) = (plan.stripes, plan.ranks.len());
         if stripes != deployment.stripe_count() || ranks != deployment.ranks {
             return Err(Rejected::OtherPlan { stripes, ranks });

@@ -8,6 +8,9 @@ use cluster::{ClusterState, Command, Epoch, GroupId, Phase, Rejected, reconcile,
 use planner::NodeId;
 use support::{apply, deployment, joined, node, plan_on};
 
+/// The field that is refused, and how it is spoilt.
+type Case<T> = (&'static str, fn(&mut T));
+
 fn place(group: u64, epoch: u64, ids: &[u64]) -> Command {
     Command::Place { group: GroupId(group), epoch: Epoch(epoch), plan: plan_on(ids) }
 }
@@ -31,7 +34,7 @@ fn another_digest_is_named() {
 fn deployments_that_nobody_could_serve() {
     let mut state = ClusterState::new();
     assert_eq!(waiting_for(&state).unwrap(), "no model is deployed");
-    let cases: [(&str, fn(&mut cluster::Deployment)); 9] = [
+    let cases: [Case<cluster::Deployment>; 9] = [
         ("model", |d| d.model.clear()),
         ("digest", |d| d.digest = "xyz".to_owned()),
         ("stripes", |d| d.stripes = Some(0)),
@@ -59,7 +62,7 @@ fn deployments_that_nobody_could_serve() {
 #[test]
 fn nodes_that_nobody_could_reach() {
     let mut state = joined(2, 1);
-    let cases: [(&str, fn(&mut cluster::NodeInfo)); 8] = [
+    let cases: [Case<cluster::NodeInfo>; 8] = [
         ("name", |n| n.name = "x".repeat(129)),
         ("name", |n| n.name = "a\nb".to_owned()),
         ("worker_address", |n| n.worker_address = "nowhere".to_owned()),
