@@ -4,6 +4,8 @@
 //! The rules are functions over a [`Graph`] that give back sentences, one per violation, so that
 //! the tests at the end can hand them a graph with a forbidden arrow and see it reported.
 
+mod house;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
@@ -137,7 +139,7 @@ fn workspace_graph() -> Graph {
     let cargo = |arguments: &[&str]| {
         let output = Command::new(env!("CARGO"))
             .args(arguments)
-            .current_dir(tests::root())
+            .current_dir(house::root())
             .output()
             .expect("cargo runs, it built this test");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -259,7 +261,7 @@ fn crate_roots(root: &Path) -> Vec<(String, String)> {
         let parts: Vec<_> = path.split('/').collect();
         matches!(parts[..], ["crates", _, "src", "lib.rs" | "main.rs"] | ["tests", "src", "lib.rs"])
     };
-    let paths = tests::files(root).expect("the workspace can be read").into_iter().filter(is_root);
+    let paths = house::files(root).expect("the workspace can be read").into_iter().filter(is_root);
     paths
         .map(|path| {
             let source = fs::read_to_string(root.join(&path)).expect("a source file is UTF-8");
@@ -297,10 +299,10 @@ fn graph_of(arrows: &[(&str, &[&str])]) -> Graph {
 
 #[test]
 fn the_arrows_are_the_drawn_ones() {
-    let path = tests::root().join("docs/ARCHITECTURE.md");
+    let path = house::root().join("docs/ARCHITECTURE.md");
     let document = fs::read_to_string(path).expect("docs/ARCHITECTURE.md");
     let drawn = drawn_arrows(&document).expect("the table of arrows");
-    tests::assert_none(&differences(&workspace_graph(), &drawn));
+    house::assert_none(&differences(&workspace_graph(), &drawn));
 }
 
 #[test]
@@ -308,14 +310,14 @@ fn no_forbidden_arrow_is_built() {
     let graph = workspace_graph();
     assert!(PURE.iter().chain(&SHELL).all(|&name| graph.declared.contains_key(name)));
     assert!(graph.reach("gateway").contains_key("tokio"), "the walk sees what crates reach");
-    tests::assert_none(&forbidden(&graph));
+    house::assert_none(&forbidden(&graph));
 }
 
 #[test]
 fn no_declared_arrow_is_idle() {
-    let root = tests::root();
+    let root = house::root();
     let mut sources: BTreeMap<String, String> = BTreeMap::new();
-    for path in tests::files(&root).expect("the workspace can be read") {
+    for path in house::files(&root).expect("the workspace can be read") {
         let Some(inner) = path.strip_prefix("crates/").filter(|path| path.ends_with(".rs")) else {
             continue;
         };
@@ -323,14 +325,14 @@ fn no_declared_arrow_is_idle() {
         let source = fs::read_to_string(root.join(&path)).expect("a source file is UTF-8");
         sources.entry(name.to_owned()).or_default().push_str(&source);
     }
-    tests::assert_none(&unused(&workspace_graph(), &sources));
+    house::assert_none(&unused(&workspace_graph(), &sources));
 }
 
 #[test]
 fn unsafe_code_is_forbidden_outside_compute_and_collective() {
-    let roots = crate_roots(&tests::root());
+    let roots = crate_roots(&house::root());
     assert!(roots.len() > 12, "every crate has a root");
-    tests::assert_none(&without_forbid(&roots));
+    house::assert_none(&without_forbid(&roots));
 }
 
 #[test]

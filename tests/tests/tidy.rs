@@ -3,6 +3,8 @@
 //! Each rule is a function from text to sentences, one per violation; the tests at the end hand it
 //! a bad sample and see it bite. What stands inside a macro call (`proptest!`) is not measured.
 
+mod house;
+
 use std::collections::BTreeSet;
 use std::fs;
 
@@ -50,12 +52,12 @@ impl Source {
 
 /// Every file of text that people write: not the lock file, models or golden references.
 fn sources() -> Vec<Source> {
-    let root = tests::root();
+    let root = house::root();
     let written = |path: &String| {
         let data = path.starts_with("models/demo/") || path.starts_with("tests/golden/");
         path != "Cargo.lock" && !data
     };
-    let paths = tests::files(&root).expect("the workspace can be read").into_iter();
+    let paths = house::files(&root).expect("the workspace can be read").into_iter();
     let read = |path: String| {
         let bytes = fs::read(root.join(&path)).expect("a listed file can be read");
         Some(Source { path, text: String::from_utf8(bytes).ok()? })
@@ -291,13 +293,13 @@ fn bans(text: &str) -> BTreeSet<&str> {
 #[test]
 fn every_module_opens_with_its_purpose() {
     let found: Vec<_> = sources().iter().filter(|s| s.is_rust()).filter_map(header).collect();
-    tests::assert_none(&found);
+    house::assert_none(&found);
 }
 
 #[test]
 fn no_line_of_code_is_too_wide() {
     let code = sources().into_iter().filter(Source::is_code);
-    tests::assert_none(&code.flat_map(|source| wide_lines(&source)).collect::<Vec<String>>());
+    house::assert_none(&code.flat_map(|source| wide_lines(&source)).collect::<Vec<String>>());
 }
 
 #[test]
@@ -309,7 +311,7 @@ fn functions_stay_short() {
     }
     assert!(measured.len() > 100, "functions are found");
     let excused = LONG_FUNCTIONS.iter().map(|(path, name, n)| (format!("{path} {name}"), *n));
-    tests::assert_none(&ratchet(&measured, &excused.collect::<Vec<_>>(), FUNCTION_LINES));
+    house::assert_none(&ratchet(&measured, &excused.collect::<Vec<_>>(), FUNCTION_LINES));
 }
 
 #[test]
@@ -317,7 +319,7 @@ fn files_stay_short() {
     let rust = sources().into_iter().filter(Source::is_rust);
     let measured: Vec<_> = rust.map(|s| (s.path.clone(), s.text.lines().count())).collect();
     let excused: Vec<_> = LONG_FILES.iter().map(|(path, n)| (path.to_string(), *n)).collect();
-    tests::assert_none(&ratchet(&measured, &excused, FILE_LINES));
+    house::assert_none(&ratchet(&measured, &excused, FILE_LINES));
 }
 
 #[test]
@@ -325,42 +327,42 @@ fn no_file_names_a_machine_or_promises_work() {
     let rules = [machine_paths, promises];
     let found: Vec<_> =
         sources().iter().flat_map(|source| rules.iter().flat_map(|rule| rule(source))).collect();
-    tests::assert_none(&found);
+    house::assert_none(&found);
 }
 
 #[test]
 fn every_allow_has_a_reason() {
     let rust = sources().into_iter().filter(|s| s.is_rust() && s.path.contains("/src/"));
-    tests::assert_none(&rust.flat_map(|source| bare_allows(&source)).collect::<Vec<String>>());
+    house::assert_none(&rust.flat_map(|source| bare_allows(&source)).collect::<Vec<String>>());
 }
 
 #[test]
 fn decision_records_are_numbered_and_listed() {
-    let root = tests::root();
-    let all = tests::files(&root).expect("the workspace can be read");
+    let root = house::root();
+    let all = house::files(&root).expect("the workspace can be read");
     let records = all.iter().filter_map(|path| path.strip_prefix("docs/decisions/"));
     let names: Vec<_> = records.filter(|name| *name != "README.md").collect();
     let index = fs::read_to_string(root.join("docs/decisions/README.md")).expect("the index");
     assert!(!names.is_empty());
-    tests::assert_none(&decisions(&names, &index));
+    house::assert_none(&decisions(&names, &index));
 }
 
 #[test]
 fn no_large_file_outside_models_and_golden_references() {
-    let root = tests::root();
+    let root = house::root();
     let size = |path: &str| fs::metadata(root.join(path)).map_or(0, |about| about.len());
     let large = |path: &String| {
         let data = path.starts_with("models/") || path.starts_with("tests/golden/");
         !data && size(path) > BLOB_BYTES
     };
-    let all = tests::files(&root).expect("the workspace can be read");
+    let all = house::files(&root).expect("the workspace can be read");
     assert!(size("models/demo/model.safetensors") > BLOB_BYTES, "sizes are read");
-    tests::assert_none(&all.into_iter().filter(large).collect::<Vec<String>>());
+    house::assert_none(&all.into_iter().filter(large).collect::<Vec<String>>());
 }
 
 #[test]
 fn documents_name_what_exists() {
-    let root = tests::root();
+    let root = house::root();
     let read = |path: &str| {
         let full = root.join(path);
         if full.is_dir() { Some(String::new()) } else { fs::read_to_string(full).ok() }
@@ -376,7 +378,7 @@ fn documents_name_what_exists() {
         let dead = dead_paths(&source.text, read);
         found.extend(dead.into_iter().map(|sentence| format!("{}: {sentence}", source.path)));
     }
-    tests::assert_none(&found);
+    house::assert_none(&found);
 }
 
 #[test]
@@ -384,12 +386,12 @@ fn every_module_file_is_declared() {
     let all = sources();
     let rust = all.iter().filter(|s| s.is_rust() && s.path.starts_with("crates/"));
     let pairs: Vec<_> = rust.map(|s| (s.path.as_str(), s.text.as_str())).collect();
-    tests::assert_none(&dead_modules(&pairs));
+    house::assert_none(&dead_modules(&pairs));
 }
 
 #[test]
 fn pure_crates_ban_the_same_and_what_the_root_bans() {
-    let read = |path: &str| fs::read_to_string(tests::root().join(path)).expect("a clippy.toml");
+    let read = |path: &str| fs::read_to_string(house::root().join(path)).expect("a clippy.toml");
     let first = read("crates/model/clippy.toml");
     for name in PURE {
         assert_eq!(read(&format!("crates/{name}/clippy.toml")), first, "crates/{name}");
@@ -397,7 +399,7 @@ fn pure_crates_ban_the_same_and_what_the_root_bans() {
     let root = read("clippy.toml");
     let missing = bans(&root).into_iter().filter(|ban| !bans(&first).contains(ban));
     let missing = missing.map(str::to_owned);
-    tests::assert_none(&missing.collect::<Vec<_>>());
+    house::assert_none(&missing.collect::<Vec<_>>());
     for ban in ["std::time::Instant::now", "std::collections::HashMap", "std::thread::spawn"] {
         assert!(bans(&first).contains(ban), "{ban}");
     }
