@@ -16,7 +16,7 @@ use crate::spec::{Family, ModelSpec};
 const CONFIG_LIMIT: usize = 4 << 20;
 
 /// Longest piece of a config that an error message repeats.
-const QUOTE_LIMIT: usize = 64;
+const QUOTE_LIMIT: usize = 128;
 
 /// Why a config was refused. Each names the field.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -258,7 +258,7 @@ impl<'a> Fields<'a> {
         {
             return Err(ConfigError::OutOfRange {
                 field: self.path(field),
-                value: value.to_string(),
+                value: format!("{value:?}"),
                 allowed: what.to_owned(),
             });
         }
@@ -384,12 +384,14 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// Text from a config, short enough for a message.
+/// Untrusted text for a message: short, and without control characters that could forge log lines.
 pub(crate) fn quote(text: &str) -> String {
-    match text.char_indices().nth(QUOTE_LIMIT) {
-        None => text.to_owned(),
-        Some((end, _)) => format!("{}...", &text[..end]),
+    let printable = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    let mut quoted: String = text.chars().take(QUOTE_LIMIT).map(printable).collect();
+    if text.chars().nth(QUOTE_LIMIT).is_some() {
+        quoted.push_str("...");
     }
+    quoted
 }
 
 fn parse_object(json: &str) -> Result<Map<String, Value>, ConfigError> {

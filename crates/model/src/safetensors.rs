@@ -419,7 +419,7 @@ fn check_tiling(
 
 /// One entry as it stands in the header.
 #[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a tensor's entry")]
 struct RawTensor {
     dtype: String,
     shape: Vec<u64>,
@@ -532,6 +532,7 @@ fn refused_name(name: &str) -> Option<&'static str> {
 }
 
 #[derive(serde::Deserialize)]
+#[serde(expecting = "an index")]
 struct RawIndex {
     weight_map: RawMap,
 }

@@ -1,5 +1,7 @@
 //! Configs of the golden checkpoints, as two versions of transformers wrote them.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop at once")]
+
 use model::{
     Attention, Dense, Experts, Family, FeedForward, Grouped, ModelSpec, Part, Rope, RopeScaling,
 };

@@ -1,7 +1,5 @@
 //! Llama 1, 2 and 3.x: grouped attention over everything before, one gated network.
 
-use serde_json::json;
-
 use super::{Base, Defaults, base};
 use crate::config::{ConfigError, Fields};
 use crate::spec::{Dense, Family, FeedForward, ModelSpec};
@@ -12,8 +10,6 @@ pub(super) const WITHOUT_EFFECT: &[&str] = &["max_sequence_length"];
 pub(super) fn spec(fields: &mut Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let defaults = Defaults { kv_heads: None, norm_eps: 1e-6, theta: 10_000.0 };
     let mut base: Base = base(Family::Llama, fields, &defaults)?;
-    // Above 1, projections are summed in slices, which rounds differently.
-    fields.only("pretraining_tp", &json!(1))?;
     // In this family one switch covers the output projection, too.
     let bias = fields.flag("attention_bias")?;
     base.attention.qkv_bias = bias;

@@ -103,23 +103,29 @@ pub(crate) fn without_effect(family: Family) -> &'static [&'static [&'static str
     }
 }
 
-/// Training, bookkeeping and library switches that every family's config may carry.
+/// Training, bookkeeping, library switches and sampling defaults (requests bring their own) that
+/// every family's config may carry.
 const COMMON_WITHOUT_EFFECT: &[&str] = &[
     "_attn_implementation",
     "_attn_implementation_autoset",
     "_commit_hash",
     "_name_or_path",
     "attention_dropout",
+    "do_sample",
     "dtype",
     "id2label",
     "initializer_range",
     "label2id",
+    "max_length",
     "output_attentions",
     "output_hidden_states",
     "pad_token_id",
     "problem_type",
     "return_dict",
+    "temperature",
     "tokenizer_class",
+    "top_k",
+    "top_p",
     "torch_dtype",
     "transformers_version",
     "unsloth_fixed",
@@ -129,7 +135,13 @@ const COMMON_WITHOUT_EFFECT: &[&str] = &[
 
 /// Switches of the config base class of which only the "off" value is implemented.
 fn only_causal(fields: &mut Fields<'_>) -> Result<(), ConfigError> {
+    if let Given::Value(_) = fields.object("quantization_config")? {
+        let what = Value::Object(Map::new());
+        return Err(fields.unsupported("quantization_config", &what, "no quantisation".to_owned()));
+    }
     fields.only("hidden_act", &json!("silu"))?;
+    // Above 1, Llama's projections are summed in slices, which rounds differently.
+    fields.only("pretraining_tp", &json!(1))?;
     fields.only("add_cross_attention", &json!(false))?;
     fields.only("is_decoder", &json!(false))?;
     fields.only("is_encoder_decoder", &json!(false))?;
