@@ -25,6 +25,29 @@ pub enum DeviceError {
         /// Its size.
         bytes: u64,
     },
+    /// This processor lacks the instructions of a kernel class.
+    #[error("this processor lacks the instructions of kernel class {class}")]
+    UnavailableClass {
+        /// What was asked for.
+        class: crate::KernelClass,
+    },
+    /// No kernel class has this name.
+    #[error("unknown kernel class {name:?}, expected portable, avx2 or avx512")]
+    UnknownClass {
+        /// What was given.
+        name: String,
+    },
+    /// A device was asked to work without a thread.
+    #[error("a device needs at least one thread")]
+    NoThreads,
+    /// The system refused threads.
+    #[error("cannot start {wanted} threads: {reason}")]
+    Threads {
+        /// How many were asked for.
+        wanted: usize,
+        /// What the system said.
+        reason: String,
+    },
 }
 
 /// How weights are stored in a checkpoint.

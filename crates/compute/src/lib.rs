@@ -5,13 +5,15 @@
 //! how many rows a call has, on neighbours, on threads or on the instruction set. So each kernel has
 //! one order, written once portably, and its AVX2 and AVX-512 forms give the same bits.
 
+mod check;
 pub mod cpu;
 mod device;
 mod mapped;
+mod rope;
 
 pub use cpu::{CpuDevice, KernelClass};
 pub use device::{
     AttendSpan, CacheShape, Device, DeviceError, HeadMap, Precision, RopeTable, Routes, Segment,
-    WeightSource, StoredType,
+    StoredType, WeightSource,
 };
 pub use mapped::MappedFile;

@@ -1,0 +1,387 @@
+//! Softmax attention over a paged cache.
+//!
+//! The order, for one query and head. Scores: element `i` of the head goes to lane `i % 16`, one
+//! fused multiply-add each, then the lanes are added by a fixed tree, then the scale. Softmax: the
+//! maximum; `e = exp(score - maximum)`; the sum of `e`, where the i-th visible position goes to
+//! lane `i % 16`, then the same tree. Values: per element of the head one fused multiply-add per
+//! position, in order, then a division by the sum. The window's start follows from the query's
+//! own position, so nothing depends on chunks, blocks or neighbours.
+
+use super::cache::{CpuCache, Element, Pages, Slot, Store, row_width};
+use super::lanes::{Kernel, LANES, Lanes, Simd};
+use super::math::exp;
+use super::team::Team;
+use super::tensor::CpuTensor;
+use crate::check::{Check, filled};
+use crate::{AttendSpan, CacheShape, DeviceError, HeadMap};
+use std::ops::Range;
+
+/// A vector in memory.
+type Vector = [f32; LANES];
+
+/// Everything that the tasks of a call share.
+struct Call<'a, E> {
+    pages: &'a Pages<E>,
+    shape: CacheShape,
+    layer: usize,
+    x: &'a CpuTensor,
+    map: &'a HeadMap,
+    spans: &'a [AttendSpan<'a>],
+    /// By row: its span, or none.
+    owners: &'a [Option<usize>],
+    /// Consecutive query heads of a task; they share a KV head.
+    group: usize,
+}
+
+/// Memory of one thread.
+struct Scratch {
+    /// `[group][head_dim padded]`
+    queries: Vec<Vector>,
+    /// `[group][visible positions]`
+    scores: Vec<f32>,
+    /// `[group][head_dim padded]`
+    sums: Vec<Vector>,
+}
+
+/// See [`crate::Device::attend`]. Rows that belong to no span become zeros.
+pub(crate) fn attend(
+    (simd, team): (Simd, &Team),
+    cache: &CpuCache,
+    layer: usize,
+    x: &CpuTensor,
+    (map, spans): (&HeadMap, &[AttendSpan<'_>]),
+    out: &mut CpuTensor,
+) -> Result<(), DeviceError> {
+    let owners = validate(cache, layer, x, (map, spans), out)?;
+    let (shape, group) = (cache.shape, common_group(&map.kv_of_query));
+    match &cache.store {
+        Store::F32(pages) => {
+            let owners = &owners;
+            Call { pages, shape, layer, x, map, spans, owners, group }.run(simd, team, out)
+        }
+        Store::Bf16(pages) => {
+            let owners = &owners;
+            Call { pages, shape, layer, x, map, spans, owners, group }.run(simd, team, out)
+        }
+    }
+}
+
+fn validate(
+    cache: &CpuCache,
+    layer: usize,
+    x: &CpuTensor,
+    (map, spans): (&HeadMap, &[AttendSpan<'_>]),
+    out: &CpuTensor,
+) -> Result<Vec<Option<usize>>, DeviceError> {
+    let check = Check("attend");
+    let heads = map.kv_of_query.len();
+    let width = check.product("width of the queries", &[heads, cache.shape.head_dim])?;
+    check.below("layer", layer, cache.shape.layers)?;
+    check.at_least("columns of x", x.columns(), width)?;
+    check.equal("rows of out", out.rows(), x.rows())?;
+    check.equal("columns of out", out.columns(), width)?;
+    check.at_least("window", map.window.unwrap_or(1), 1)?;
+    for &kv in &map.kv_of_query {
+        check.below("KV head", kv, cache.shape.kv_heads)?;
+    }
+    let mut owners = filled(&[x.rows()], None)?;
+    for (index, span) in spans.iter().enumerate() {
+        cache.check_span(check, span, x.rows(), first_visible(map, span.start))?;
+        for owner in &mut owners[span.rows.clone()] {
+            check.equal(
+                "spans before this one that hold one of its rows",
+                owner.iter().len(),
+                0,
+            )?;
+            *owner = Some(index);
+        }
+    }
+    Ok(owners)
+}
+
+/// The first position that a query at `position` sees.
+fn first_visible(map: &HeadMap, position: usize) -> usize {
+    map.window.map_or(0, |window| position.saturating_add(1).saturating_sub(window))
+}
+
+/// The largest run length such that all runs of that many query heads read one KV head each.
+fn common_group(kv_of_query: &[usize]) -> usize {
+    let heads = kv_of_query.len();
+    let one = |run: &[usize]| run.iter().all(|kv| *kv == run[0]);
+    (1..=heads)
+        .rev()
+        .find(|&group| heads.is_multiple_of(group) && kv_of_query.chunks(group).all(one))
+        .unwrap_or(1)
+}
+
+impl<E: Element> Call<'_, E> {
+    fn run(&self, simd: Simd, team: &Team, out: &mut CpuTensor) -> Result<(), DeviceError> {
+        let span_rows = self.spans.iter().flat_map(|s| (0..s.rows.len()).map(move |i| s.start + i));
+        let seen = |position| position + 1 - first_visible(self.map, position);
+        let (mut most, mut total) = (0, 0_usize);
+        for visible in span_rows.map(seen) {
+            most = most.max(visible);
+            total = total.saturating_add(visible);
+        }
+        let (width, per_task) = (row_width(self.shape.head_dim), self.group * self.shape.head_dim);
+        if per_task == 0 {
+            return Ok(());
+        }
+        let cost = total.saturating_mul(out.columns());
+        let zero = [0.0; LANES];
+        let mut scratches = Vec::new();
+        for _ in 0..team.hands(cost) {
+            scratches.push(Scratch {
+                queries: filled(&[self.group, width / LANES], zero)?,
+                scores: filled(&[self.group, most], 0.0)?,
+                sums: filled(&[self.group, width / LANES], zero)?,
+            });
+        }
+        let groups = out.columns() / per_task;
+        let tasks = out.rows() * groups;
+        let shared = super::team::Disjoint::new(out.values_mut());
+        team.run(tasks, &mut scratches, |scratch, task| {
+            // SAFETY: every task has its own heads of its own row.
+            let out = unsafe { shared.slice(task * per_task, per_task) };
+            let (row, group) = (task / groups, task % groups);
+            simd.run(Task { call: self, scratch, row, group, out });
+        });
+        Ok(())
+    }
+
+    /// Runs of cache rows that hold positions `visible` of one KV head, each with the index of its
+    /// first position among the visible ones.
+    #[inline(always)]
+    fn runs(
+        &self,
+        span: &AttendSpan<'_>,
+        visible: Range<usize>,
+        head: usize,
+    ) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let (tokens, width) = (self.shape.block_tokens, row_width(self.shape.head_dim));
+        let blocks = visible.start / tokens..visible.end.div_ceil(tokens);
+        blocks.map(move |index| {
+            let from = visible.start.max(index * tokens);
+            let to = visible.end.min((index + 1) * tokens);
+            let block = span.blocks[index] as usize;
+            let slot = Slot { layer: self.layer, block, position: from % tokens };
+            let start = slot.row(&self.shape, head) * width;
+            (from - visible.start, start..start + (to - from) * width)
+        })
+    }
+}
+
+/// One row's group of query heads.
+struct Task<'a, 'c, E> {
+    call: &'a Call<'c, E>,
+    scratch: &'a mut Scratch,
+    row: usize,
+    group: usize,
+    out: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for Task<'_, '_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Task { call, scratch, row, group, out } = self;
+        let Some(span) = call.owners[row].map(|owner| &call.spans[owner]) else {
+            out.fill(0.0);
+            return;
+        };
+        let (dim, vectors) = (call.shape.head_dim, row_width(call.shape.head_dim) / LANES);
+        let position = span.start + (row - span.rows.start);
+        let visible = first_visible(call.map, position)..position + 1;
+        let first_head = group * call.group;
+        let kv_head = call.map.kv_of_query[first_head];
+        let queries = call.x.row(row)[first_head * dim..].chunks(dim);
+        for (to, query) in scratch.queries.chunks_mut(vectors).zip(queries) {
+            to.as_flattened_mut()[..dim].copy_from_slice(query);
+        }
+        let len = visible.len();
+        for (first, run) in call.runs(span, visible.clone(), kv_head) {
+            let keys = call.pages.keys[run].as_chunks::<LANES>().0;
+            let to = Scores { all: &mut scratch.scores, len, first, scale: call.map.scale };
+            score(lanes, &scratch.queries, keys, vectors, to);
+        }
+        scratch.sums.fill([0.0; LANES]);
+        let mut totals = out.chunks_mut(dim);
+        for scores in scratch.scores.chunks_mut(len).take(call.group) {
+            // The total waits in the first element of its head until the sums are there.
+            if let Some(head) = totals.next() {
+                head[0] = softmax(lanes, scores);
+            }
+        }
+        for (first, run) in call.runs(span, visible, kv_head) {
+            let values = call.pages.values[run].as_chunks::<LANES>().0;
+            let scores = (scratch.scores.as_slice(), len, first);
+            accumulate(lanes, scores, values, vectors, &mut scratch.sums);
+        }
+        for (head, sums) in out.chunks_mut(dim).zip(scratch.sums.chunks(vectors)) {
+            let total = head[0];
+            head.iter_mut().zip(sums.as_flattened()).for_each(|(to, sum)| *to = sum / total);
+        }
+    }
+}
+
+/// Turns scores into exponentials below the maximum; returns their sum.
+#[inline(always)]
+fn softmax<L: Lanes>(lanes: L, scores: &mut [f32]) -> f32 {
+    // NaN never becomes the maximum, but makes the sum NaN.
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = scores.as_chunks::<LANES>();
+    for chunk in whole {
+        for (high, &score) in highest.iter_mut().zip(chunk) {
+            *high = if score > *high { score } else { *high };
+        }
+    }
+    let highest = highest.iter().chain(rest);
+    let max = highest.fold(f32::NEG_INFINITY, |max, &s| if s > max { s } else { max });
+    scores.iter_mut().for_each(|score| *score = exp(*score - max));
+    let (whole, rest) = scores.as_chunks::<LANES>();
+    let mut sum = lanes.splat(0.0);
+    for chunk in whole {
+        sum = lanes.add(sum, lanes.load(chunk));
+    }
+    let mut last = [0.0; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    lanes.sum(lanes.add(sum, lanes.load(&last)))
+}
+
+/// Where scores go: head `h`'s visible position `i` is `all[h * len + i]`.
+struct Scores<'a> {
+    all: &'a mut [f32],
+    len: usize,
+    first: usize,
+    scale: f32,
+}
+
+/// Scores of all heads against a run of keys, several heads and keys at once: their sums are
+/// independent, which hides the latency of each.
+#[inline(always)]
+fn score<L: Lanes, E: Element>(
+    lanes: L,
+    queries: &[Vector],
+    keys: &[[E; LANES]],
+    vectors: usize,
+    mut to: Scores<'_>,
+) {
+    let heads = queries.len() / vectors;
+    let count = keys.len() / vectors;
+    let mut head = 0;
+    while head < heads {
+        let four = heads - head >= 4;
+        let mut key = 0;
+        while key < count {
+            key += match (four, count - key) {
+                (true, 2..) => {
+                    dots::<L, E, 4, 2>(lanes, queries, keys, vectors, (head, key), &mut to)
+                }
+                (true, _) => {
+                    dots::<L, E, 4, 1>(lanes, queries, keys, vectors, (head, key), &mut to)
+                }
+                (_, 4..) => dots::<L, E, 1, 4>(lanes, queries, keys, vectors, (head, key), &mut to),
+                _ => dots::<L, E, 1, 1>(lanes, queries, keys, vectors, (head, key), &mut to),
+            };
+        }
+        head += if four { 4 } else { 1 };
+    }
+}
+
+/// Scores of `H` heads and `N` keys; returns `N`.
+#[inline(always)]
+fn dots<L: Lanes, E: Element, const H: usize, const N: usize>(
+    lanes: L,
+    queries: &[Vector],
+    keys: &[[E; LANES]],
+    vectors: usize,
+    (head, key): (usize, usize),
+    to: &mut Scores<'_>,
+) -> usize {
+    let mut sums = [[lanes.splat(0.0); N]; H];
+    let queries = &queries[head * vectors..(head + H) * vectors];
+    let keys = &keys[key * vectors..(key + N) * vectors];
+    for v in 0..vectors {
+        let mut loaded = [lanes.splat(0.0); N];
+        for n in 0..N {
+            loaded[n] = E::load(lanes, &keys[n * vectors + v]);
+        }
+        for h in 0..H {
+            let query = lanes.load(&queries[h * vectors + v]);
+            for n in 0..N {
+                sums[h][n] = lanes.fma(query, loaded[n], sums[h][n]);
+            }
+        }
+    }
+    for (h, sums) in sums.into_iter().enumerate() {
+        let start = (head + h) * to.len + to.first + key;
+        for (score, sum) in to.all[start..start + N].iter_mut().zip(sums) {
+            *score = lanes.sum(sum) * to.scale;
+        }
+    }
+    N
+}
+
+/// Adds weighted values of a run to the sums of all heads.
+#[inline(always)]
+fn accumulate<L: Lanes, E: Element>(
+    lanes: L,
+    scores: (&[f32], usize, usize),
+    values: &[[E; LANES]],
+    vectors: usize,
+    sums: &mut [Vector],
+) {
+    let heads = sums.len() / vectors;
+    let mut head = 0;
+    while head < heads {
+        let four = heads - head >= 4;
+        let mut v = 0;
+        while v < vectors {
+            let at = (head, v);
+            v += match (four, vectors - v) {
+                (true, 4..) => weigh::<L, E, 4, 4>(lanes, scores, values, vectors, at, sums),
+                (true, _) => weigh::<L, E, 4, 1>(lanes, scores, values, vectors, at, sums),
+                (_, 4..) => weigh::<L, E, 1, 4>(lanes, scores, values, vectors, at, sums),
+                _ => weigh::<L, E, 1, 1>(lanes, scores, values, vectors, at, sums),
+            };
+        }
+        head += if four { 4 } else { 1 };
+    }
+}
+
+/// Weighted values of `H` heads and `V` vectors of the head; returns `V`.
+#[inline(always)]
+fn weigh<L: Lanes, E: Element, const H: usize, const V: usize>(
+    lanes: L,
+    (scores, len, first): (&[f32], usize, usize),
+    values: &[[E; LANES]],
+    vectors: usize,
+    (head, vector): (usize, usize),
+    sums: &mut [Vector],
+) -> usize {
+    let mut acc = [[lanes.splat(0.0); V]; H];
+    for h in 0..H {
+        for v in 0..V {
+            acc[h][v] = lanes.load(&sums[(head + h) * vectors + vector + v]);
+        }
+    }
+    for (i, row) in values.chunks_exact(vectors).enumerate() {
+        let mut loaded = [lanes.splat(0.0); V];
+        for v in 0..V {
+            loaded[v] = E::load(lanes, &row[vector + v]);
+        }
+        for h in 0..H {
+            let weight = lanes.splat(scores[(head + h) * len + first + i]);
+            for v in 0..V {
+                acc[h][v] = lanes.fma(weight, loaded[v], acc[h][v]);
+            }
+        }
+    }
+    for h in 0..H {
+        for v in 0..V {
+            lanes.store(acc[h][v], &mut sums[(head + h) * vectors + vector + v]);
+        }
+    }
+    V
+}

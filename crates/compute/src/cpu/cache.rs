@@ -1,0 +1,188 @@
+//! The paged KV cache: `[layer][block][kv_head][position][head_dim]`, keys and values apart.
+//!
+//! Rows are padded with zeros to a whole number of vectors, so that a dot product has no tail.
+
+use super::lanes::{LANES, Lanes};
+use super::math::to_bf16;
+use super::tensor::CpuTensor;
+use crate::check::{Check, filled};
+use crate::{AttendSpan, CacheShape, DeviceError, Precision};
+
+/// A paged KV cache.
+#[derive(Debug)]
+pub struct CpuCache {
+    pub(crate) shape: CacheShape,
+    pub(crate) store: Store,
+}
+
+/// Keys and values in one of the two types.
+#[derive(Debug)]
+pub(crate) enum Store {
+    F32(Pages<f32>),
+    Bf16(Pages<u16>),
+}
+
+/// Keys and values, `rows * row_width(head_dim)` elements each.
+#[derive(Debug)]
+pub(crate) struct Pages<E> {
+    pub(crate) keys: Vec<E>,
+    pub(crate) values: Vec<E>,
+}
+
+/// How an element is kept.
+pub(crate) trait Element: Copy + Send + Sync + 'static {
+    /// Zero.
+    const ZERO: Self;
+    /// Rounds (to nearest, ties to even).
+    fn narrow(value: f32) -> Self;
+    /// Sixteen of them, widened.
+    fn load<L: Lanes>(lanes: L, from: &[Self; LANES]) -> L::F;
+}
+
+impl Element for f32 {
+    const ZERO: f32 = 0.0;
+
+    fn narrow(value: f32) -> f32 {
+        value
+    }
+
+    #[inline(always)]
+    fn load<L: Lanes>(lanes: L, from: &[f32; LANES]) -> L::F {
+        lanes.load(from)
+    }
+}
+
+impl Element for u16 {
+    const ZERO: u16 = 0;
+
+    fn narrow(value: f32) -> u16 {
+        to_bf16(value)
+    }
+
+    #[inline(always)]
+    fn load<L: Lanes>(lanes: L, from: &[u16; LANES]) -> L::F {
+        lanes.load_bf16(from)
+    }
+}
+
+/// Elements that a head of `head_dim` takes.
+pub(crate) fn row_width(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(LANES)
+}
+
+impl<E: Element> Pages<E> {
+    fn new(shape: &CacheShape) -> Result<Self, DeviceError> {
+        let factors = [
+            shape.layers,
+            shape.blocks,
+            shape.kv_heads,
+            shape.block_tokens,
+            row_width(shape.head_dim),
+        ];
+        Ok(Pages { keys: filled(&factors, E::ZERO)?, values: filled(&factors, E::ZERO)? })
+    }
+
+    fn put(&mut self, shape: &CacheShape, at: Slot, key: &[f32], value: &[f32]) {
+        let width = row_width(shape.head_dim);
+        for head in 0..shape.kv_heads {
+            let start = at.row(shape, head) * width;
+            let from = head * shape.head_dim..(head + 1) * shape.head_dim;
+            for (to, from) in
+                [(&mut self.keys, &key[from.clone()]), (&mut self.values, &value[from])]
+            {
+                let row = to[start..start + width].iter_mut();
+                row.zip(from).for_each(|(to, &value)| *to = E::narrow(value));
+            }
+        }
+    }
+}
+
+/// A position in the cache; numbers have been checked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slot {
+    pub(crate) layer: usize,
+    pub(crate) block: usize,
+    pub(crate) position: usize,
+}
+
+impl Slot {
+    /// Its row among all rows of the cache, for one KV head.
+    pub(crate) fn row(self, shape: &CacheShape, head: usize) -> usize {
+        ((self.layer * shape.blocks + self.block) * shape.kv_heads + head) * shape.block_tokens
+            + self.position
+    }
+}
+
+impl CpuCache {
+    pub(crate) fn new(shape: CacheShape) -> Result<CpuCache, DeviceError> {
+        let check = Check("cache");
+        check.at_least("block_tokens", shape.block_tokens, 1)?;
+        check.at_least("head_dim", shape.head_dim, 1)?;
+        check.at_most("head_dim", shape.head_dim, 1 << 20)?;
+        let store = match shape.precision {
+            Precision::F32 => Store::F32(Pages::new(&shape)?),
+            Precision::Bf16 | Precision::Int8 => Store::Bf16(Pages::new(&shape)?),
+        };
+        Ok(CpuCache { shape, store })
+    }
+
+    /// Its size.
+    pub fn shape(&self) -> CacheShape {
+        self.shape
+    }
+
+    /// Checks one span against the cache and a call of `rows` rows; `from` is the first position
+    /// that is touched.
+    pub(crate) fn check_span(
+        &self,
+        check: Check,
+        span: &AttendSpan<'_>,
+        rows: usize,
+        from: usize,
+    ) -> Result<(), DeviceError> {
+        let tokens = self.shape.block_tokens;
+        check.at_most("start of a span's rows", span.rows.start, span.rows.end)?;
+        check.at_most("end of a span's rows", span.rows.end, rows)?;
+        let slots = span.blocks.len().saturating_mul(tokens);
+        let end = check.fits("end of a span's positions", span.start, span.rows.len(), slots)?;
+        if !span.rows.is_empty() {
+            for &block in &span.blocks[from / tokens..end.div_ceil(tokens)] {
+                check.below("block", block as usize, self.shape.blocks)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// See [`crate::Device::store_kv`].
+    pub(crate) fn store(
+        &mut self,
+        layer: usize,
+        x: &CpuTensor,
+        (key_column, value_column): (usize, usize),
+        spans: &[AttendSpan<'_>],
+    ) -> Result<(), DeviceError> {
+        let check = Check("store_kv");
+        let shape = self.shape;
+        let width = check.product("width of the keys", &[shape.kv_heads, shape.head_dim])?;
+        check.below("layer", layer, shape.layers)?;
+        check.fits("end of the keys", key_column, width, x.columns())?;
+        check.fits("end of the values", value_column, width, x.columns())?;
+        for span in spans {
+            self.check_span(check, span, x.rows(), span.start)?;
+        }
+        for span in spans {
+            for (i, row) in span.rows.clone().enumerate() {
+                let position = span.start + i;
+                let block = span.blocks[position / shape.block_tokens] as usize;
+                let at = Slot { layer, block, position: position % shape.block_tokens };
+                let x = x.row(row);
+                let (key, value) = (&x[key_column..][..width], &x[value_column..][..width]);
+                match &mut self.store {
+                    Store::F32(pages) => pages.put(&shape, at, key, value),
+                    Store::Bf16(pages) => pages.put(&shape, at, key, value),
+                }
+            }
+        }
+        Ok(())
+    }
+}

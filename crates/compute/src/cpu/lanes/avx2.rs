@@ -1,0 +1,147 @@
+//! Lanes on AVX2 and FMA: two registers of eight.
+
+use super::{Kernel, LANES, Lanes};
+use std::arch::x86_64::*;
+
+/// Proof that this processor has AVX2 and FMA.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    pub(crate) fn detect() -> Option<Avx2> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Avx2(()))
+    }
+}
+
+/// Runs `kernel` with AVX2 and FMA switched on for all that is inlined into it.
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn run<K: Kernel>(lanes: Avx2, kernel: K) -> K::Output {
+    kernel.run(lanes)
+}
+
+/// Calls an intrinsic from a method of [`Avx2`].
+macro_rules! avx2 {
+    ($call:expr) => {
+        // SAFETY: a value of `Avx2` exists only where the features were detected, and the only
+        // pointers passed come from references to sixteen elements.
+        unsafe { $call }
+    };
+}
+
+impl Lanes for Avx2 {
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+
+    // Three rows by four registers of outputs leave four for weights and broadcasts.
+    const FLOAT_ROWS: usize = 3;
+    const INT_ROWS: usize = 3;
+    const PANELS: usize = 2;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        avx2!([_mm256_set1_ps(value); 2])
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        let at = from.as_ptr();
+        avx2!([_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))])
+    }
+
+    #[inline(always)]
+    fn store(self, value: Self::F, to: &mut [f32; LANES]) {
+        let at = to.as_mut_ptr();
+        avx2!({
+            _mm256_storeu_ps(at, value[0]);
+            _mm256_storeu_ps(at.add(8), value[1]);
+        })
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::F {
+        let at = from.as_ptr().cast::<__m128i>();
+        avx2!({
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(at));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.add(1)));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ]
+        })
+    }
+
+    #[inline(always)]
+    fn load_bf16_pairs(self, from: &[u32; LANES]) -> (Self::F, Self::F) {
+        let at = from.as_ptr().cast::<__m256i>();
+        avx2!({
+            let (a, b) = (_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1)));
+            let mask = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            (
+                [
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b)),
+                ],
+                [
+                    _mm256_castsi256_ps(_mm256_and_si256(a, mask)),
+                    _mm256_castsi256_ps(_mm256_and_si256(b, mask)),
+                ],
+            )
+        })
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        avx2!([_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        avx2!([_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        avx2!([_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn sum(self, value: Self::F) -> f32 {
+        avx2!({
+            let eight = _mm256_add_ps(value[0], value[1]);
+            let low = _mm256_castps256_ps128(eight);
+            let four = _mm_add_ps(low, _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        })
+    }
+
+    #[inline(always)]
+    fn splat_i(self, value: i32) -> Self::I {
+        avx2!([_mm256_set1_epi32(value); 2])
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[[u8; 4]; LANES]) -> Self::I {
+        let at = from.as_ptr().cast::<__m256i>();
+        avx2!([_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))])
+    }
+
+    #[inline(always)]
+    fn dot4(self, acc: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I {
+        // Even and odd bytes as 16-bit lanes: `vpmaddwd` adds two products exactly, where
+        // `vpmaddubsw` would saturate.
+        avx2!(std::array::from_fn(|i| {
+            let even = _mm256_and_si256(unsigned[i], _mm256_set1_epi16(0xff));
+            let odd = _mm256_srli_epi16::<8>(unsigned[i]);
+            let even_s = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(signed[i]));
+            let odd_s = _mm256_srai_epi16::<8>(signed[i]);
+            let sum = _mm256_add_epi32(acc[i], _mm256_madd_epi16(even, even_s));
+            _mm256_add_epi32(sum, _mm256_madd_epi16(odd, odd_s))
+        }))
+    }
+
+    #[inline(always)]
+    fn to_f32(self, value: Self::I) -> Self::F {
+        avx2!([_mm256_cvtepi32_ps(value[0]), _mm256_cvtepi32_ps(value[1])])
+    }
+}

@@ -1,0 +1,95 @@
+//! The portable lanes: plain Rust, one element at a time as far as the language is concerned.
+
+use super::{LANES, Lanes};
+
+/// Available everywhere.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Portable;
+
+#[inline(always)]
+fn each<T: Copy>(f: impl Fn(usize) -> T) -> [T; LANES] {
+    std::array::from_fn(f)
+}
+
+impl Lanes for Portable {
+    type F = [f32; LANES];
+    type I = [i32; LANES];
+
+    const FLOAT_ROWS: usize = 4;
+    const INT_ROWS: usize = 4;
+    const PANELS: usize = 1;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        *from
+    }
+
+    #[inline(always)]
+    fn store(self, value: Self::F, to: &mut [f32; LANES]) {
+        *to = value;
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::F {
+        each(|i| f32::from_bits(u32::from(from[i]) << 16))
+    }
+
+    #[inline(always)]
+    fn load_bf16_pairs(self, from: &[u32; LANES]) -> (Self::F, Self::F) {
+        (each(|i| f32::from_bits(from[i] << 16)), each(|i| f32::from_bits(from[i] & 0xffff_0000)))
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        each(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        each(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        each(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn sum(self, mut value: Self::F) -> f32 {
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                value[i] += value[i + half];
+            }
+        }
+        value[0]
+    }
+
+    #[inline(always)]
+    fn splat_i(self, value: i32) -> Self::I {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[[u8; 4]; LANES]) -> Self::I {
+        each(|i| i32::from_le_bytes(from[i]))
+    }
+
+    #[inline(always)]
+    fn dot4(self, acc: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I {
+        each(|i| {
+            let (u, s) = (unsigned[i].to_le_bytes(), signed[i].to_le_bytes());
+            let products = (0..4).map(|j| i32::from(u[j]) * i32::from(s[j] as i8));
+            products.fold(acc[i], |sum, product| sum + product)
+        })
+    }
+
+    #[inline(always)]
+    fn to_f32(self, value: Self::I) -> Self::F {
+        each(|i| value[i] as f32)
+    }
+}

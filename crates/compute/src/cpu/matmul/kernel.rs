@@ -1,0 +1,288 @@
+//! Register tiles: some rows times one or more panels of 32 outputs, written once for all classes.
+
+use super::super::lanes::{Kernel, LANES, Lanes};
+use super::super::pack::{Bf16Step, F32Step, Int8Step, PackedStep};
+use super::stage::INT8_WORDS;
+use super::{Row, tile_height};
+
+/// Inner positions per pass of a many-row job: what a panel holds of them fits the first cache.
+const DEPTH_BLOCK: usize = 256;
+
+/// A step that kernels can multiply by.
+pub(super) trait Step: PackedStep {
+    /// Words of a staged row per step.
+    const WORDS: usize;
+
+    /// Rows in a full tile.
+    fn rows<L: Lanes>() -> usize;
+
+    /// `acc[p][r] += x[r] * panels[p]`, positions ascending. `x` is `[steps * WORDS]` of `R` rows.
+    fn tile<L: Lanes, const R: usize, const P: usize>(
+        lanes: L,
+        panels: [&[Self]; P],
+        x: &[[u32; R]],
+        acc: &mut [[Row; R]; P],
+    );
+}
+
+/// Accumulators of a tile in registers.
+type Sums<V, const R: usize, const P: usize> = [[[V; 2]; R]; P];
+
+#[inline(always)]
+fn load_sums<L: Lanes, const R: usize, const P: usize>(
+    lanes: L,
+    acc: &[[Row; R]; P],
+) -> Sums<L::F, R, P> {
+    let mut sums = [[[lanes.splat(0.0); 2]; R]; P];
+    for (sums, acc) in sums.iter_mut().flatten().flatten().zip(acc.iter().flatten().flatten()) {
+        *sums = lanes.load(acc);
+    }
+    sums
+}
+
+#[inline(always)]
+fn store_sums<L: Lanes, const R: usize, const P: usize>(
+    lanes: L,
+    sums: &Sums<L::F, R, P>,
+    acc: &mut [[Row; R]; P],
+) {
+    for (sums, acc) in sums.iter().flatten().flatten().zip(acc.iter_mut().flatten().flatten()) {
+        lanes.store(*sums, acc);
+    }
+}
+
+/// The tile of a floating-point precision; `widen` gives a step's outputs at its two positions.
+#[inline(always)]
+fn float_tile<L: Lanes, S, const R: usize, const P: usize>(
+    lanes: L,
+    panels: [&[S]; P],
+    x: &[[u32; R]],
+    acc: &mut [[Row; R]; P],
+    widen: impl Fn(&S, usize) -> (L::F, L::F),
+) {
+    let mut sums = load_sums(lanes, acc);
+    let (x, _) = x.as_chunks::<2>();
+    // Slices of one length let the compiler drop the bounds checks below.
+    let mut steps = panels;
+    for panel in &mut steps {
+        *panel = &panel[..x.len()];
+    }
+    for (s, x) in x.iter().enumerate() {
+        for p in 0..P {
+            let (low, high) = (widen(&steps[p][s], 0), widen(&steps[p][s], 1));
+            for r in 0..R {
+                let value = lanes.splat(f32::from_bits(x[0][r]));
+                sums[p][r][0] = lanes.fma(low.0, value, sums[p][r][0]);
+                sums[p][r][1] = lanes.fma(high.0, value, sums[p][r][1]);
+            }
+            for r in 0..R {
+                let value = lanes.splat(f32::from_bits(x[1][r]));
+                sums[p][r][0] = lanes.fma(low.1, value, sums[p][r][0]);
+                sums[p][r][1] = lanes.fma(high.1, value, sums[p][r][1]);
+            }
+        }
+    }
+    store_sums(lanes, &sums, acc);
+}
+
+impl Step for F32Step {
+    const WORDS: usize = 2;
+
+    #[inline(always)]
+    fn rows<L: Lanes>() -> usize {
+        L::FLOAT_ROWS
+    }
+
+    #[inline(always)]
+    fn tile<L: Lanes, const R: usize, const P: usize>(
+        lanes: L,
+        panels: [&[Self]; P],
+        x: &[[u32; R]],
+        acc: &mut [[Row; R]; P],
+    ) {
+        float_tile(
+            lanes,
+            panels,
+            x,
+            acc,
+            #[inline(always)]
+            |step: &F32Step, half| (lanes.load(&step.0[0][half]), lanes.load(&step.0[1][half])),
+        );
+    }
+}
+
+impl Step for Bf16Step {
+    const WORDS: usize = 2;
+
+    #[inline(always)]
+    fn rows<L: Lanes>() -> usize {
+        L::FLOAT_ROWS
+    }
+
+    #[inline(always)]
+    fn tile<L: Lanes, const R: usize, const P: usize>(
+        lanes: L,
+        panels: [&[Self]; P],
+        x: &[[u32; R]],
+        acc: &mut [[Row; R]; P],
+    ) {
+        float_tile(
+            lanes,
+            panels,
+            x,
+            acc,
+            #[inline(always)]
+            |step: &Bf16Step, half| lanes.load_bf16_pairs(&step.0[half]),
+        );
+    }
+}
+
+impl Step for Int8Step {
+    const WORDS: usize = INT8_WORDS;
+
+    #[inline(always)]
+    fn rows<L: Lanes>() -> usize {
+        L::INT_ROWS
+    }
+
+    #[inline(always)]
+    fn tile<L: Lanes, const R: usize, const P: usize>(
+        lanes: L,
+        panels: [&[Self]; P],
+        x: &[[u32; R]],
+        acc: &mut [[Row; R]; P],
+    ) {
+        let mut sums = load_sums(lanes, acc);
+        let (x, _) = x.as_chunks::<INT8_WORDS>();
+        let mut blocks = panels;
+        for panel in &mut blocks {
+            *panel = &panel[..x.len()];
+        }
+        for (b, x) in x.iter().enumerate() {
+            for p in 0..P {
+                let block = &blocks[p][b];
+                let dots = int8_dots(lanes, block, x);
+                for r in 0..R {
+                    let scale = lanes.splat(f32::from_bits(x[0][r]));
+                    for half in 0..2 {
+                        let scale = lanes.mul(lanes.load(&block.scales[half]), scale);
+                        let dot = lanes.to_f32(dots[r][half]);
+                        sums[p][r][half] = lanes.fma(scale, dot, sums[p][r][half]);
+                    }
+                }
+            }
+        }
+        store_sums(lanes, &sums, acc);
+    }
+}
+
+/// Exact integer dot products of a block: they start from what undoes the weights' offset.
+#[inline(always)]
+fn int8_dots<L: Lanes, const R: usize>(
+    lanes: L,
+    block: &Int8Step,
+    x: &[[u32; R]; INT8_WORDS],
+) -> [[L::I; 2]; R] {
+    let mut dots = [[lanes.splat_i(0); 2]; R];
+    for r in 0..R {
+        dots[r] = [lanes.splat_i(x[1][r] as i32); 2];
+    }
+    for g in 0..8 {
+        let low = lanes.load_bytes(&block.bytes[g][0]);
+        let high = lanes.load_bytes(&block.bytes[g][1]);
+        for r in 0..R {
+            let bytes = lanes.splat_i(x[2 + g][r] as i32);
+            dots[r][0] = lanes.dot4(dots[r][0], low, bytes);
+            dots[r][1] = lanes.dot4(dots[r][1], high, bytes);
+        }
+    }
+    dots
+}
+
+/// All rows of a job times all its panels.
+pub(super) struct Products<'a, S> {
+    /// `[group * per_panel]` steps.
+    pub(super) panels: &'a [S],
+    pub(super) per_panel: usize,
+    pub(super) group: usize,
+    pub(super) rows: usize,
+    /// The job's staged tiles.
+    pub(super) stage: &'a [u32],
+    /// Tile by tile `[group][height]` rows of accumulators; zeroed here.
+    pub(super) acc: &'a mut [Row],
+}
+
+impl<S: Step> Kernel for Products<'_, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(mut self, lanes: L) {
+        let max = S::rows::<L>();
+        let whole = self.rows / max * max;
+        let last = if whole < self.rows { tile_height(max, self.rows - whole) } else { 0 };
+        self.acc[..(whole + last) * self.group].fill([[0.0; LANES]; 2]);
+        // Few rows read each panel once, straight through; many rows come back to it tile by tile.
+        let block = if self.rows <= max { self.per_panel.max(1) } else { DEPTH_BLOCK / S::DEPTH };
+        for start in (0..self.per_panel).step_by(block) {
+            let steps = start..self.per_panel.min(start + block);
+            let mut panel = 0;
+            while panel < self.group {
+                let wide = side_by_side::<L>(self.rows, self.group - panel);
+                for tile in (0..self.rows).step_by(max) {
+                    let height = tile_height(max, self.rows - tile);
+                    let at = At { tile, panel, steps: (steps.start, steps.end) };
+                    match (height, wide) {
+                        (1, 4) if L::PANELS >= 4 => self.tile::<L, 1, 4>(lanes, at),
+                        (1, 2) if L::PANELS >= 2 => self.tile::<L, 1, 2>(lanes, at),
+                        (2, 2) if L::PANELS >= 4 => self.tile::<L, 2, 2>(lanes, at),
+                        (1, _) => self.tile::<L, 1, 1>(lanes, at),
+                        (2, _) => self.tile::<L, 2, 1>(lanes, at),
+                        (3, _) => self.tile::<L, 3, 1>(lanes, at),
+                        (4, _) if max >= 4 => self.tile::<L, 4, 1>(lanes, at),
+                        (8, _) if max >= 8 => self.tile::<L, 8, 1>(lanes, at),
+                        (12, _) if max >= 12 => self.tile::<L, 12, 1>(lanes, at),
+                        _ => unreachable!("no kernel for tiles of {height} rows"),
+                    }
+                }
+                panel += wide;
+            }
+        }
+    }
+}
+
+/// How many panels a tile takes at once: enough independent sums to hide their latency.
+#[inline(always)]
+fn side_by_side<L: Lanes>(rows: usize, panels: usize) -> usize {
+    let wanted = match rows {
+        1 => L::PANELS,
+        2 => L::PANELS / 2,
+        _ => 1,
+    };
+    if panels >= wanted { wanted.max(1) } else { 1 }
+}
+
+/// Where a tile stands within its job.
+#[derive(Clone, Copy)]
+struct At {
+    tile: usize,
+    panel: usize,
+    steps: (usize, usize),
+}
+
+impl<S: Step> Products<'_, S> {
+    #[inline(always)]
+    fn tile<L: Lanes, const R: usize, const P: usize>(&mut self, lanes: L, at: At) {
+        let words = self.per_panel * S::WORDS;
+        let x = self.stage[at.tile * words..][..R * words].as_chunks::<R>().0;
+        let x = &x[at.steps.0 * S::WORDS..at.steps.1 * S::WORDS];
+        let mut panels = [self.panels; P];
+        for (p, panel) in panels.iter_mut().enumerate() {
+            let first = (at.panel + p) * self.per_panel;
+            *panel = &panel[first + at.steps.0..first + at.steps.1];
+        }
+        let acc = &mut self.acc[at.tile * self.group + at.panel * R..][..P * R];
+        if let [acc] = acc.as_chunks_mut::<R>().0.as_chunks_mut::<P>().0 {
+            S::tile(lanes, panels, x, acc);
+        }
+    }
+}

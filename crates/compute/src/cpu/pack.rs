@@ -1,0 +1,254 @@
+//! Packed weight matrices: panels of 32 outputs, the inner dimension in order within each.
+//!
+//! A panel is a run of *steps*; a step holds a few inner positions of all 32 outputs so that
+//! kernels read memory straight ahead. Outputs and inner positions beyond the matrix are zeros.
+
+use super::lanes::LANES;
+use super::math::{from_bf16, quantise, to_bf16};
+use super::team::{Disjoint, Team};
+use crate::check::{Check, filled};
+use crate::{DeviceError, Precision, StoredType, WeightSource};
+
+/// Outputs in a panel.
+pub(crate) const PANEL: usize = 2 * LANES;
+
+/// Inner positions 2s and 2s + 1 as f32: `[position][half of the outputs][lane]`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct F32Step(pub(crate) [[[f32; LANES]; 2]; 2]);
+
+/// Inner positions 2s (low half of each word) and 2s + 1 (high half) as bfloat16.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Bf16Step(pub(crate) [[u32; LANES]; 2]);
+
+/// A block of 32 inner positions: a scale per output, and `[four positions][half][lane]` bytes
+/// with 128 added, because the integer dot products of x86 want one side unsigned.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Int8Step {
+    pub(crate) scales: [[f32; LANES]; 2],
+    pub(crate) bytes: [[[[u8; 4]; LANES]; 2]; 8],
+}
+
+/// How the steps of a precision are filled and read back.
+pub(crate) trait PackedStep: Copy + Send + Sync {
+    /// All zeros.
+    const ZERO: Self;
+    /// Inner positions in a step.
+    const DEPTH: usize;
+    /// Sets output `o`'s values of this step; at most `DEPTH`, missing ones stay zero.
+    fn set(&mut self, o: usize, values: &[f32]);
+    /// Output `o`'s value at inner position `k` of this step.
+    fn get(&self, o: usize, k: usize) -> f32;
+}
+
+impl PackedStep for F32Step {
+    const ZERO: Self = F32Step([[[0.0; LANES]; 2]; 2]);
+    const DEPTH: usize = 2;
+
+    #[inline(always)]
+    fn set(&mut self, o: usize, values: &[f32]) {
+        for (position, &value) in self.0.iter_mut().zip(values) {
+            position[o / LANES][o % LANES] = value;
+        }
+    }
+
+    #[inline(always)]
+    fn get(&self, o: usize, k: usize) -> f32 {
+        self.0[k][o / LANES][o % LANES]
+    }
+}
+
+impl PackedStep for Bf16Step {
+    const ZERO: Self = Bf16Step([[0; LANES]; 2]);
+    const DEPTH: usize = 2;
+
+    #[inline(always)]
+    fn set(&mut self, o: usize, values: &[f32]) {
+        let low = values.first().map_or(0, |&v| u32::from(to_bf16(v)));
+        let high = values.get(1).map_or(0, |&v| u32::from(to_bf16(v)));
+        self.0[o / LANES][o % LANES] = high << 16 | low;
+    }
+
+    #[inline(always)]
+    fn get(&self, o: usize, k: usize) -> f32 {
+        from_bf16((self.0[o / LANES][o % LANES] >> (16 * k)) as u16)
+    }
+}
+
+impl PackedStep for Int8Step {
+    const ZERO: Self = Int8Step { scales: [[0.0; LANES]; 2], bytes: [[[[128; 4]; LANES]; 2]; 8] };
+    const DEPTH: usize = 32;
+
+    #[inline(always)]
+    fn set(&mut self, o: usize, values: &[f32]) {
+        let mut q = [0; 32];
+        self.scales[o / LANES][o % LANES] = quantise(values, &mut q);
+        for (group, q) in self.bytes.iter_mut().zip(q.as_chunks::<4>().0) {
+            group[o / LANES][o % LANES] = q.map(|q| (q as u8) ^ 0x80);
+        }
+    }
+
+    #[inline(always)]
+    fn get(&self, o: usize, k: usize) -> f32 {
+        let byte = self.bytes[k / 4][o / LANES][o % LANES][k % 4];
+        f32::from((byte ^ 0x80) as i8) * self.scales[o / LANES][o % LANES]
+    }
+}
+
+/// A packed matrix `[outputs, inputs]`.
+#[derive(Debug, Clone)]
+pub struct CpuMatrix {
+    pub(crate) outputs: usize,
+    pub(crate) inputs: usize,
+    pub(crate) panels: Panels,
+}
+
+/// The panels of a matrix, one after the other, `inputs.div_ceil(DEPTH)` steps each.
+#[derive(Debug, Clone)]
+pub(crate) enum Panels {
+    F32(Vec<F32Step>),
+    Bf16(Vec<Bf16Step>),
+    Int8(Vec<Int8Step>),
+}
+
+impl CpuMatrix {
+    /// Number of outputs.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Number of inputs.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// What the weights are kept in.
+    pub fn precision(&self) -> Precision {
+        match self.panels {
+            Panels::F32(_) => Precision::F32,
+            Panels::Bf16(_) => Precision::Bf16,
+            Panels::Int8(_) => Precision::Int8,
+        }
+    }
+
+    /// Bytes of memory that the weights take, padding included.
+    pub fn bytes(&self) -> usize {
+        match &self.panels {
+            Panels::F32(steps) => size_of_val(steps.as_slice()),
+            Panels::Bf16(steps) => size_of_val(steps.as_slice()),
+            Panels::Int8(steps) => size_of_val(steps.as_slice()),
+        }
+    }
+
+    /// Row `o` as f32. `o` must be below `outputs`, `out` hold `inputs` values.
+    pub(crate) fn read_row(&self, o: usize, out: &mut [f32]) {
+        match &self.panels {
+            Panels::F32(steps) => read_row(steps, self.inputs, o, out),
+            Panels::Bf16(steps) => read_row(steps, self.inputs, o, out),
+            Panels::Int8(steps) => read_row(steps, self.inputs, o, out),
+        }
+    }
+}
+
+fn read_row<S: PackedStep>(steps: &[S], inputs: usize, o: usize, out: &mut [f32]) {
+    let per_panel = inputs.div_ceil(S::DEPTH);
+    let panel = &steps[o / PANEL * per_panel..][..per_panel];
+    for (step, values) in panel.iter().zip(out.chunks_mut(S::DEPTH)) {
+        for (k, value) in values.iter_mut().enumerate() {
+            *value = step.get(o % PANEL, k);
+        }
+    }
+}
+
+/// Packs a rectangle of a stored matrix.
+pub(crate) fn pack(
+    team: &Team,
+    source: &WeightSource<'_>,
+    precision: Precision,
+) -> Result<CpuMatrix, DeviceError> {
+    let reader = Reader::new(source)?;
+    let (outputs, inputs) = (source.rows.len(), source.columns.len());
+    let panels = match precision {
+        Precision::F32 => Panels::F32(fill(team, &reader)?),
+        Precision::Bf16 => Panels::Bf16(fill(team, &reader)?),
+        Precision::Int8 => Panels::Int8(fill(team, &reader)?),
+    };
+    Ok(CpuMatrix { outputs, inputs, panels })
+}
+
+fn fill<S: PackedStep>(team: &Team, reader: &Reader<'_>) -> Result<Vec<S>, DeviceError> {
+    let per_panel = reader.columns.div_ceil(S::DEPTH);
+    let mut steps = filled(&[reader.rows.div_ceil(PANEL), per_panel], S::ZERO)?;
+    if per_panel == 0 {
+        return Ok(steps);
+    }
+    let (panels, shared) = (steps.len() / per_panel, Disjoint::new(&mut steps));
+    let hands = team.hands(reader.rows.saturating_mul(reader.columns));
+    let mut lines = vec![Vec::new(); hands];
+    for line in &mut lines {
+        *line = filled(&[reader.columns], 0.0)?;
+    }
+    team.run(panels, &mut lines, |line, panel| {
+        // SAFETY: each panel is one task.
+        let steps = unsafe { shared.slice(panel * per_panel, per_panel) };
+        for o in 0..PANEL.min(reader.rows - panel * PANEL) {
+            reader.read(panel * PANEL + o, line);
+            for (step, values) in steps.iter_mut().zip(line.chunks(S::DEPTH)) {
+                step.set(o, values);
+            }
+        }
+    });
+    Ok(steps)
+}
+
+/// A checked rectangle of stored values.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    stored: StoredType,
+    /// Byte offset of the first value taken, bytes between rows, rows and columns taken.
+    start: usize,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn new(source: &WeightSource<'a>) -> Result<Self, DeviceError> {
+        let check = Check("pack");
+        let size = match source.stored {
+            StoredType::F32 => 4,
+            StoredType::F16 | StoredType::Bf16 => 2,
+        };
+        let stride = check.product("bytes of a stored row", &[source.stored_columns, size])?;
+        let (rows, columns) = (&source.rows, &source.columns);
+        check.at_most("start of the rows", rows.start, rows.end)?;
+        check.at_most("start of the columns", columns.start, columns.end)?;
+        check.at_most("end of the columns", columns.end, source.stored_columns)?;
+        if stride > 0 {
+            check.equal("bytes beyond whole rows", source.bytes.len() % stride, 0)?;
+            check.at_most("end of the rows", rows.end, source.bytes.len() / stride)?;
+        }
+        let empty = rows.is_empty() || columns.is_empty();
+        let start = if empty { 0 } else { rows.start * stride + columns.start * size };
+        let (bytes, stored) = (source.bytes, source.stored);
+        Ok(Reader { bytes, stored, start, stride, rows: rows.len(), columns: columns.len() })
+    }
+
+    /// Row `row` of the rectangle, widened.
+    fn read(&self, row: usize, out: &mut [f32]) {
+        let bytes = &self.bytes[self.start + row * self.stride..];
+        match self.stored {
+            StoredType::F32 => widen(bytes, out, f32::from_le_bytes),
+            StoredType::F16 => widen(bytes, out, |b| half::f16::from_le_bytes(b).to_f32()),
+            StoredType::Bf16 => widen(bytes, out, |b| from_bf16(u16::from_le_bytes(b))),
+        }
+    }
+}
+
+fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f32) {
+    for (value, &bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+        *value = f(bytes);
+    }
+}
