@@ -1,0 +1,294 @@
+//! A model directory's safetensors files, mapped and checked against the spec before use.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use compute::{MappedFile, StoredType};
+use half::{bf16, f16};
+use model::safetensors::{self, Dtype, Header, Index, SafetensorsError};
+use model::{ModelSpec, Part, TensorSpec};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// What is wrong with a checkpoint. Names files and tensors, never whole paths.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file cannot be read.
+    #[error("cannot read {file}: {source}")]
+    Read {
+        /// The file's name.
+        file: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The directory holds pickles and no safetensors.
+    #[error(
+        "{file} is a pickle, which can execute code when opened; convert the model to safetensors"
+    )]
+    Pickle {
+        /// One of the pickle files.
+        file: String,
+    },
+    /// The directory holds no weights.
+    #[error("neither {SINGLE} nor {INDEX} is in the model directory")]
+    NoWeights,
+    /// A header is malformed or lies.
+    #[error(transparent)]
+    Safetensors(#[from] SafetensorsError),
+    /// A tensor the spec asks for is absent.
+    #[error("tensor {tensor} is missing")]
+    Missing {
+        /// The tensor.
+        tensor: String,
+    },
+    /// The index names a file for a tensor that the file does not hold.
+    #[error("{file} does not hold tensor {tensor}, which the index places there")]
+    WrongIndex {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+    },
+    /// Two files hold the same tensor.
+    #[error("tensor {tensor} stands in {first} and in {second}")]
+    Twice {
+        /// The tensor.
+        tensor: String,
+        /// One file.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A tensor's element type is not one the loader reads.
+    #[error("{file}: tensor {tensor} has type {dtype}; f32, f16 and bf16 are supported")]
+    Type {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        dtype: String,
+    },
+    /// A tensor stands in the checkpoint that the spec gives no meaning.
+    #[error(
+        "{file}: tensor {tensor} has no place in this architecture; ignoring it would be wrong"
+    )]
+    Unexpected {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+    },
+    /// The loader asked for a part the spec does not have.
+    #[error("the model has no {part:?} in layer {layer:?}")]
+    NoSuchPart {
+        /// The layer.
+        layer: Option<usize>,
+        /// The part.
+        part: Part,
+    },
+}
+
+/// A mapped checkpoint whose every tensor was found with the right shape.
+pub struct Checkpoint {
+    files: Vec<MappedFile>,
+    tensors: BTreeMap<(Option<usize>, Part), Located>,
+}
+
+struct Located {
+    name: String,
+    file: usize,
+    bytes: Range<usize>,
+    stored: StoredType,
+    columns: usize,
+}
+
+/// One tensor as stored.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredTensor<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its bytes, row-major.
+    pub bytes: &'a [u8],
+    /// Element type.
+    pub stored: StoredType,
+    /// Length of the last dimension.
+    pub columns: usize,
+}
+
+impl StoredTensor<'_> {
+    /// Bytes of one element.
+    pub fn element_bytes(&self) -> usize {
+        element_bytes(self.stored)
+    }
+
+    /// Elements `run`, widened to f32. Only for vectors: `run` must lie inside the tensor.
+    pub fn values(&self, run: Range<usize>) -> Vec<f32> {
+        let width = self.element_bytes();
+        let widen = |e: &[u8]| match self.stored {
+            StoredType::F32 => f32::from_le_bytes([e[0], e[1], e[2], e[3]]),
+            StoredType::F16 => f16::from_le_bytes([e[0], e[1]]).to_f32(),
+            StoredType::Bf16 => bf16::from_le_bytes([e[0], e[1]]).to_f32(),
+        };
+        self.bytes[run.start * width..run.end * width].chunks_exact(width).map(widen).collect()
+    }
+}
+
+fn element_bytes(stored: StoredType) -> usize {
+    match stored {
+        StoredType::F32 => 4,
+        StoredType::F16 | StoredType::Bf16 => 2,
+    }
+}
+
+impl Checkpoint {
+    /// Maps the safetensors files of `directory` and checks them against `spec`: every tensor is
+    /// there once, has the implied shape and a readable type, and nothing else is there.
+    pub fn open(directory: &Path, spec: &ModelSpec) -> Result<Self, CheckpointError> {
+        let (names, index) = weight_files(directory)?;
+        let mut files = Vec::new();
+        let mut headers = Vec::new();
+        for name in &names {
+            let read = |source| CheckpointError::Read { file: name.clone(), source };
+            let file = MappedFile::open(&directory.join(name)).map_err(read)?;
+            headers.push(safetensors::parse_header(name, file.bytes())?);
+            files.push(file);
+        }
+        let holders = holders(&headers)?;
+        if let Some(index) = index {
+            check_index(&index, &headers, &holders)?;
+        }
+        let tensors = locate(spec, &headers, holders)?;
+        Ok(Self { files, tensors })
+    }
+
+    /// One tensor of the model.
+    pub fn tensor(
+        &self,
+        layer: Option<usize>,
+        part: Part,
+    ) -> Result<StoredTensor<'_>, CheckpointError> {
+        let located =
+            self.tensors.get(&(layer, part)).ok_or(CheckpointError::NoSuchPart { layer, part })?;
+        Ok(StoredTensor {
+            name: &located.name,
+            bytes: &self.files[located.file].bytes()[located.bytes.clone()],
+            stored: located.stored,
+            columns: located.columns,
+        })
+    }
+}
+
+/// File names of the weights, sorted, and the index where there is one.
+fn weight_files(directory: &Path) -> Result<(Vec<String>, Option<Index>), CheckpointError> {
+    let index_path: PathBuf = directory.join(INDEX);
+    if index_path.is_file() {
+        let read = |source| CheckpointError::Read { file: INDEX.to_owned(), source };
+        let text = std::fs::read_to_string(&index_path).map_err(read)?;
+        let index = Index::parse(INDEX, &text)?;
+        let names = index.files().into_iter().map(str::to_owned).collect();
+        return Ok((names, Some(index)));
+    }
+    if directory.join(SINGLE).is_file() {
+        return Ok((vec![SINGLE.to_owned()], None));
+    }
+    let read = |source| CheckpointError::Read { file: "the model directory".to_owned(), source };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(read)? {
+        names.push(entry.map_err(read)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    let pickle = |name: &String| {
+        [".bin", ".pt", ".pth", ".pkl", ".ckpt"].iter().any(|suffix| name.ends_with(suffix))
+    };
+    match names.into_iter().find(pickle) {
+        Some(file) => Err(CheckpointError::Pickle { file }),
+        None => Err(CheckpointError::NoWeights),
+    }
+}
+
+/// By tensor: the number of the file that holds it. A tensor in two files is refused.
+fn holders(headers: &[Header]) -> Result<BTreeMap<&str, usize>, CheckpointError> {
+    let mut holders = BTreeMap::new();
+    for (number, header) in headers.iter().enumerate() {
+        for (tensor, _) in header.tensors() {
+            if let Some(first) = holders.insert(tensor, number) {
+                return Err(CheckpointError::Twice {
+                    tensor: tensor.to_owned(),
+                    first: headers[first].file().to_owned(),
+                    second: header.file().to_owned(),
+                });
+            }
+        }
+    }
+    Ok(holders)
+}
+
+fn check_index(
+    index: &Index,
+    headers: &[Header],
+    holders: &BTreeMap<&str, usize>,
+) -> Result<(), CheckpointError> {
+    for (tensor, file) in index.tensors() {
+        if holders.get(tensor).is_none_or(|number| headers[*number].file() != file) {
+            let (file, tensor) = (file.to_owned(), tensor.to_owned());
+            return Err(CheckpointError::WrongIndex { file, tensor });
+        }
+    }
+    Ok(())
+}
+
+/// Matches stored tensors with the spec's table, one to one.
+fn locate(
+    spec: &ModelSpec,
+    headers: &[Header],
+    mut holders: BTreeMap<&str, usize>,
+) -> Result<BTreeMap<(Option<usize>, Part), Located>, CheckpointError> {
+    let mut tensors = BTreeMap::new();
+    for wanted in spec.tensors() {
+        let Some(file) = holders.remove(wanted.name.as_str()) else {
+            return Err(CheckpointError::Missing { tensor: wanted.name });
+        };
+        let info = headers[file].expect(&wanted.name, &wanted.shape)?;
+        let located = Located {
+            file,
+            bytes: info.range.clone(),
+            stored: stored(&headers[file], &wanted, info.dtype)?,
+            columns: wanted.shape.last().copied().unwrap_or(1),
+            name: wanted.name,
+        };
+        tensors.insert((wanted.layer, wanted.part), located);
+    }
+    match holders.into_iter().find(|(name, _)| !harmless(spec, name)) {
+        Some((tensor, file)) => Err(CheckpointError::Unexpected {
+            file: headers[file].file().to_owned(),
+            tensor: tensor.to_owned(),
+        }),
+        None => Ok(tensors),
+    }
+}
+
+/// Tensors that published checkpoints carry and that change nothing: precomputed rotary
+/// frequencies (recomputed here from the config) and a stored copy of a tied head.
+fn harmless(spec: &ModelSpec, name: &str) -> bool {
+    name.ends_with(".rotary_emb.inv_freq") || (spec.tied && name == "lm_head.weight")
+}
+
+fn stored(
+    header: &Header,
+    wanted: &TensorSpec,
+    dtype: Dtype,
+) -> Result<StoredType, CheckpointError> {
+    match dtype {
+        Dtype::F32 => Ok(StoredType::F32),
+        Dtype::F16 => Ok(StoredType::F16),
+        Dtype::BF16 => Ok(StoredType::Bf16),
+        other => Err(CheckpointError::Type {
+            file: header.file().to_owned(),
+            tensor: wanted.name.clone(),
+            dtype: other.to_string(),
+        }),
+    }
+}

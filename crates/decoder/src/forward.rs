@@ -1,0 +1,241 @@
+//! The forward pass: one walk over the spec for any family.
+
+use std::sync::Arc;
+
+use collective::{Collective, CollectiveError};
+use compute::{AttendSpan, Device, DeviceError, RopeTable};
+use engine::{Step, Want};
+use model::ModelSpec;
+
+use crate::layout::{Layout, Runs};
+use crate::weights::{EdgeWeights, LayerWeights};
+
+/// Rows of logits computed at a time: bounds memory where logits are wanted at every token.
+const LOGIT_ROWS: usize = 64;
+
+/// Why a step could not be run.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ForwardError {
+    /// The step does not fit the model or the cache.
+    #[error("step {number}: {what}")]
+    BadStep {
+        /// The step's number.
+        number: u64,
+        /// What does not fit.
+        what: String,
+    },
+    /// An operation failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A peer rank failed or the group was aborted.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+}
+
+/// Logits after one token; rank 0 only.
+#[derive(Debug, Clone, Copy)]
+pub struct Logits<'a> {
+    /// Index of the step's entry.
+    pub entry: usize,
+    /// Index of the token within the entry.
+    pub token: usize,
+    /// `[vocab]`, raw.
+    pub values: &'a [f32],
+}
+
+/// A model's forward pass on one rank.
+pub struct Decoder<D: Device> {
+    pub(crate) device: D,
+    pub(crate) spec: Arc<ModelSpec>,
+    pub(crate) layout: Layout,
+    pub(crate) edges: EdgeWeights<D>,
+    pub(crate) layers: Vec<LayerWeights<D>>,
+    pub(crate) caches: Vec<D::Cache>,
+    pub(crate) ropes: Vec<RopeTable>,
+    pub(crate) scratch: Scratch<D>,
+    pub(crate) blocks: usize,
+    pub(crate) block_tokens: usize,
+    pub(crate) context: usize,
+}
+
+/// Activations, kept between steps so that a step allocates nothing once it has been as large.
+pub(crate) struct Scratch<D: Device> {
+    /// The residual stream, `[T, hidden]`.
+    pub(crate) x: D::Tensor,
+    /// The normed stream, `[T, hidden]`.
+    pub(crate) h: D::Tensor,
+    /// Projections inward.
+    pub(crate) wide: D::Tensor,
+    /// Attention output or gated activations.
+    pub(crate) inner: D::Tensor,
+    /// Expert outputs before they are combined.
+    pub(crate) expert: D::Tensor,
+    /// Partial sums, `[own stripes * T, hidden]`, stripe-major.
+    pub(crate) partials: D::Tensor,
+    /// Their sum over all stripes, `[T, hidden]`.
+    pub(crate) sum: D::Tensor,
+}
+
+impl<D: Device> Scratch<D> {
+    pub(crate) fn new(device: &D) -> Result<Self, DeviceError> {
+        let empty = || device.tensor(0, 0);
+        Ok(Self {
+            x: empty()?,
+            h: empty()?,
+            wide: empty()?,
+            inner: empty()?,
+            expert: empty()?,
+            partials: empty()?,
+            sum: empty()?,
+        })
+    }
+}
+
+/// A step's rows: all tokens of all entries, one after the other.
+pub(crate) struct Batch<'a> {
+    pub(crate) rows: usize,
+    tokens: Vec<u32>,
+    pub(crate) positions: Vec<u32>,
+    pub(crate) spans: Vec<AttendSpan<'a>>,
+    /// (entry, token, row) of each row whose logits are wanted.
+    wanted: Vec<(usize, usize, u32)>,
+}
+
+impl<D: Device> Decoder<D> {
+    /// Runs one step. Every rank of the group must run the same step; `on_logits` is called on
+    /// rank 0, once per wanted row in order.
+    pub fn forward(
+        &mut self,
+        step: &Step,
+        collective: &mut dyn Collective<D>,
+        on_logits: &mut dyn FnMut(Logits<'_>),
+    ) -> Result<(), ForwardError> {
+        let blocks: Vec<Vec<u32>> =
+            step.entries.iter().map(|e| e.blocks.iter().map(|b| b.0).collect()).collect();
+        let batch = self.batch(step, &blocks)?;
+        self.embed(&batch, collective)?;
+        for layer in 0..self.layers.len() {
+            self.attention(layer, &batch, collective)?;
+            self.feed_forward(layer, &batch, collective)?;
+        }
+        self.logits(&batch, collective, on_logits)
+    }
+
+    /// The model this decoder runs.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Checks a step against model and cache and lays its rows out.
+    fn batch<'a>(&self, step: &Step, blocks: &'a [Vec<u32>]) -> Result<Batch<'a>, ForwardError> {
+        let bad = |what: String| ForwardError::BadStep { number: step.number, what };
+        let mut batch = Batch {
+            rows: 0,
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            spans: Vec::new(),
+            wanted: Vec::new(),
+        };
+        for (index, (entry, blocks)) in step.entries.iter().zip(blocks).enumerate() {
+            let count = entry.tokens.len();
+            let end = entry.start.saturating_add(count);
+            if count == 0 {
+                return Err(bad(format!("entry {index} has no tokens")));
+            }
+            if end > self.context {
+                return Err(bad(format!("position {end} is past the context {}", self.context)));
+            }
+            if blocks.len().saturating_mul(self.block_tokens) < end {
+                return Err(bad(format!("entry {index} has too few blocks")));
+            }
+            if let Some(block) = blocks.iter().find(|b| **b as usize >= self.blocks) {
+                return Err(bad(format!("block {block} of {} does not exist", self.blocks)));
+            }
+            if let Some(token) = entry.tokens.iter().find(|t| **t as usize >= self.spec.vocab) {
+                return Err(bad(format!("token {token} is outside the vocabulary")));
+            }
+            let first = batch.rows;
+            batch.tokens.extend_from_slice(&entry.tokens);
+            batch.positions.extend((entry.start..end).map(|p| p as u32));
+            batch.spans.push(AttendSpan { rows: first..first + count, start: entry.start, blocks });
+            let wanted = match entry.want {
+                Want::Nothing => count..count,
+                Want::Last => count - 1..count,
+                Want::All => 0..count,
+            };
+            batch.wanted.extend(wanted.map(|t| (index, t, (first + t) as u32)));
+            batch.rows += count;
+        }
+        Ok(batch)
+    }
+
+    /// `x = embedding[tokens]`: each stripe gives the rows of its vocabulary run and zeros for the
+    /// others, so the sum over stripes is exact.
+    fn embed(
+        &mut self,
+        batch: &Batch<'_>,
+        collective: &mut dyn Collective<D>,
+    ) -> Result<(), ForwardError> {
+        let runs = self.layout.vocab(&self.spec);
+        let s = &mut self.scratch;
+        let own = self.layout.own.len();
+        self.device.reshape(&mut s.partials, own * batch.rows, self.spec.hidden)?;
+        self.device.reshape(&mut s.x, batch.rows, self.spec.hidden)?;
+        for (i, (piece, run)) in self.edges.embedding.iter().zip(&runs.global).enumerate() {
+            let local: Vec<Option<u32>> = batch
+                .tokens
+                .iter()
+                .map(|t| run.contains(&(*t as usize)).then(|| *t - run.start as u32))
+                .collect();
+            self.device.embed(&piece.matrix, &local, i * batch.rows, &mut s.partials)?;
+        }
+        collective.sum_stripes(&self.device, &s.partials, batch.rows, &mut s.x)?;
+        Ok(())
+    }
+
+    /// Adds the tree sum of the stripes' partials (and a bias) to the residual stream.
+    pub(crate) fn add_partials(
+        device: &D,
+        scratch: &mut Scratch<D>,
+        rows: usize,
+        bias: Option<&[f32]>,
+        collective: &mut dyn Collective<D>,
+    ) -> Result<(), ForwardError> {
+        collective.sum_stripes(device, &scratch.partials, rows, &mut scratch.sum)?;
+        device.add(&mut scratch.x, &scratch.sum, bias)?;
+        Ok(())
+    }
+
+    /// Final norm and head at the wanted rows, a bounded number at a time.
+    fn logits(
+        &mut self,
+        batch: &Batch<'_>,
+        collective: &mut dyn Collective<D>,
+        on_logits: &mut dyn FnMut(Logits<'_>),
+    ) -> Result<(), ForwardError> {
+        let widths = self.layout.vocab_widths(&self.spec);
+        let Runs { total, .. } = self.layout.vocab(&self.spec);
+        let (device, s, hidden) = (&self.device, &mut self.scratch, self.spec.hidden);
+        let head = self.edges.head.as_ref().unwrap_or(&self.edges.embedding);
+        for wanted in batch.wanted.chunks(LOGIT_ROWS) {
+            let rows: Vec<u32> = wanted.iter().map(|(_, _, row)| *row).collect();
+            device.reshape(&mut s.inner, rows.len(), hidden)?;
+            device.gather_rows(&s.x, &rows, &mut s.inner)?;
+            device.reshape(&mut s.h, rows.len(), hidden)?;
+            device.rms_norm(&s.inner, &self.edges.final_norm, self.spec.norm_eps, &mut s.h)?;
+            device.reshape(&mut s.wide, rows.len(), total)?;
+            let segments: Vec<_> = head.iter().map(|p| p.outward(0..rows.len())).collect();
+            device.matmul(&s.h, &segments, &mut s.wide)?;
+            let lead = collective.rank() == 0;
+            device.reshape(&mut s.expert, if lead { rows.len() } else { 0 }, self.spec.vocab)?;
+            collective.gather_columns(device, &s.wide, &widths, &mut s.expert)?;
+            if lead {
+                let all = device.host(&s.expert).chunks_exact(self.spec.vocab);
+                for ((entry, token, _), values) in wanted.iter().zip(all) {
+                    on_logits(Logits { entry: *entry, token: *token, values });
+                }
+            }
+        }
+        Ok(())
+    }
+}

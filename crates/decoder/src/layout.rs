@@ -1,0 +1,73 @@
+//! What one rank holds of each layer: which heads, columns and rows, and where they stand locally.
+
+use std::ops::Range;
+
+use model::{Grouped, ModelSpec};
+use planner::stripes;
+
+/// A rank's stripes out of all stripes of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// All stripes the model is cut into.
+    pub(crate) stripes: usize,
+    /// The rank's own, ascending.
+    pub(crate) own: Vec<usize>,
+}
+
+/// Consecutive local columns, one run per own stripe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Runs {
+    /// By own stripe: the global range.
+    pub(crate) global: Vec<Range<usize>>,
+    /// By own stripe: where it starts locally.
+    pub(crate) local: Vec<usize>,
+    /// Local total.
+    pub(crate) total: usize,
+}
+
+impl Runs {
+    fn new(global: Vec<Range<usize>>) -> Self {
+        let mut total = 0;
+        let mut local = Vec::with_capacity(global.len());
+        for run in &global {
+            local.push(total);
+            total += run.len();
+        }
+        Self { global, local, total }
+    }
+}
+
+impl Layout {
+    /// Query heads of each own stripe.
+    pub(crate) fn query_heads(&self, attention: &Grouped) -> Runs {
+        let heads = |s: &usize| stripes::query_heads(attention.heads, self.stripes, *s);
+        Runs::new(self.own.iter().map(heads).collect())
+    }
+
+    /// The KV heads that the rank's query heads read, ascending, each once.
+    pub(crate) fn kv_heads(&self, attention: &Grouped) -> Vec<usize> {
+        let mut heads: Vec<usize> = self
+            .own
+            .iter()
+            .flat_map(|s| stripes::kv_heads(attention.heads, attention.kv_heads, self.stripes, *s))
+            .collect();
+        heads.sort_unstable();
+        heads.dedup();
+        heads
+    }
+
+    /// Feed-forward columns of each own stripe.
+    pub(crate) fn columns(&self, width: usize) -> Runs {
+        Runs::new(self.own.iter().map(|s| stripes::columns(width, self.stripes, *s)).collect())
+    }
+
+    /// Vocabulary rows of each own stripe.
+    pub(crate) fn vocab(&self, spec: &ModelSpec) -> Runs {
+        Runs::new(self.own.iter().map(|s| stripes::vocab(spec.vocab, self.stripes, *s)).collect())
+    }
+
+    /// By stripe, own or not: how many vocabulary rows it has.
+    pub(crate) fn vocab_widths(&self, spec: &ModelSpec) -> Vec<usize> {
+        (0..self.stripes).map(|s| stripes::vocab(spec.vocab, self.stripes, s).len()).collect()
+    }
+}
