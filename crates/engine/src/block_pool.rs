@@ -1,4 +1,4 @@
-//! KV blocks by number: which are free, which are taken. Who owns a block is the scheduler's business.
+//! KV blocks by number: which are free, which are taken. Who owns which, the scheduler knows.
 
 use std::collections::BTreeSet;
 

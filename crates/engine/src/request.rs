@@ -30,7 +30,7 @@ pub struct Sampling {
     pub top_p: f32,
     /// Drop tokens under this share of the most likely one's probability; in [0, 1].
     pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens seen in prompt or answer; 1 is off.
+    /// Divides positive, multiplies negative logits of tokens seen in prompt or answer; 1 is off.
     pub repetition_penalty: f32,
     /// Subtracted per occurrence of a token in the answer.
     pub frequency_penalty: f32,

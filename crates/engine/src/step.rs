@@ -30,7 +30,7 @@ pub struct StepEntry {
 /// At which tokens of an entry logits are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
-    /// A prefill chunk that does not end the prompt.
+    /// A prefill chunk after which nothing is sampled and of which no logprobs are due.
     Nothing,
     /// After the last token: the next one is sampled.
     Last,

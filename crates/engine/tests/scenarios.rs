@@ -130,6 +130,33 @@ fn the_youngest_is_preempted_and_comes_back() {
 }
 
 #[test]
+fn the_watermark_leaves_room_to_grow() {
+    let mut play = Play::new(|config| config.blocks = 4);
+    play.submit(4, 9);
+    // Two blocks now and a third soon: beside one block that is about to be two, of four.
+    play.submit(8, 4);
+    play.step();
+    assert_eq!(play.scheduler.counts().waiting, 1);
+    play.transcript(40);
+    assert!(play.scheduler.is_idle());
+    assert_eq!(play.scheduler.counts().preemptions, 0);
+}
+
+#[test]
+fn blocks_that_a_long_prompt_will_need_are_not_given_away() {
+    let mut play = Play::new(|config| config.blocks = 10);
+    play.submit(32, 4);
+    play.submit(8, 4);
+    play.step();
+    play.step();
+    // Four of ten blocks are taken, and five more are spoken for.
+    assert_eq!((play.scheduler.counts().blocks_used, play.scheduler.counts().waiting), (4, 1));
+    play.transcript(40);
+    assert!(play.scheduler.is_idle());
+    assert_eq!(play.scheduler.counts().preemptions, 0);
+}
+
+#[test]
 fn arrival_order_holds_when_a_later_one_would_fit() {
     let mut play = Play::new(|config| config.blocks = 6);
     play.submit(12, 4);

@@ -173,3 +173,109 @@ impl Scheduler {
         self.in_flight.iter().flat_map(|step| &step.entries)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{EngineConfig, Request, Sampling, StopRules};
+
+    /// Sequences 0 and 1 run with two blocks each and are in flight; 2 waits.
+    fn scheduler() -> Scheduler {
+        let config = EngineConfig {
+            block_tokens: 4,
+            blocks: 8,
+            context: 32,
+            vocab: 10,
+            max_sequences: 2,
+            step_tokens: 16,
+            chunk_tokens: 8,
+            waiting_max: 4,
+        };
+        let sampling = Sampling {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            choice: 0,
+        };
+        let stop = StopRules { max_tokens: 2, min_tokens: 0, stop_ids: Vec::new() };
+        let request =
+            Request { prompt: vec![1; 5], sampling, stop, logprobs: None, prompt_logprobs: None };
+        let mut scheduler = Scheduler::new(config).unwrap();
+        for _ in 0..3 {
+            scheduler.submit(request.clone()).unwrap();
+        }
+        assert_eq!(scheduler.schedule().map(|step| step.entries.len()), Some(2));
+        scheduler
+    }
+
+    fn broken(damage: impl FnOnce(&mut Scheduler)) -> String {
+        let mut scheduler = scheduler();
+        assert_eq!(scheduler.check_integrity(), Ok(()));
+        damage(&mut scheduler);
+        scheduler.check_integrity().expect_err("the damage is seen").to_string()
+    }
+
+    fn table(scheduler: &mut Scheduler, seq: u64) -> &mut Vec<BlockId> {
+        &mut scheduler.sequences.get_mut(&SeqId(seq)).unwrap().blocks
+    }
+
+    #[test]
+    fn damage_to_blocks_is_seen() {
+        let shared = broken(|s| table(s, 1)[0] = BlockId(0));
+        assert_eq!(shared, "block 0 belongs to sequences 0 and 1");
+        let twice = broken(|s| table(s, 1)[0] = BlockId(3));
+        assert_eq!(twice, "block 3 belongs to sequences 1 and 1");
+        let free = broken(|s| s.pool.release(BlockId(2)).unwrap());
+        assert_eq!(free, "block 2 of sequence 1 is not taken");
+        let lost = broken(|s| assert!(s.pool.allocate().is_some()));
+        assert_eq!(lost, "5 blocks are taken and tables hold 4");
+        let short = broken(|s| table(s, 0).truncate(1));
+        assert_eq!(short, "sequence 0 holds 1 blocks and needs 2");
+    }
+
+    #[test]
+    fn damage_to_lists_is_seen() {
+        let gone = broken(|s| s.waiting.clear());
+        assert_eq!(gone, "3 sequences are live, 0 wait and 2 run");
+        let unknown = broken(|s| {
+            s.waiting.pop_first();
+            s.waiting.insert(SeqId(9));
+        });
+        assert_eq!(unknown, "3 sequences are live, 1 wait and 2 run");
+        let order = broken(|s| {
+            s.running.remove(&SeqId(0));
+            s.waiting.insert(SeqId(0));
+        });
+        assert_eq!(order, "sequence 0 waits and the younger 1 runs");
+        let many = broken(|s| {
+            s.waiting.remove(&SeqId(2));
+            s.running.insert(SeqId(2));
+        });
+        assert_eq!(many, "3 sequences run and 2 may");
+    }
+
+    #[test]
+    fn damage_to_sequences_is_seen() {
+        let twice = broken(|s| {
+            let entries = &mut s.in_flight.as_mut().unwrap().entries;
+            entries.push(entries[0]);
+        });
+        assert_eq!(twice, "sequence 0: is in flight twice");
+        let moved = broken(|s| s.sequences.get_mut(&SeqId(1)).unwrap().computed = 1);
+        assert_eq!(moved, "sequence 1: is in flight at other positions than it stands at");
+        let cancelled = broken(|s| s.sequences.get_mut(&SeqId(2)).unwrap().cancelled = true);
+        assert_eq!(cancelled, "sequence 2: is cancelled, not in flight and live");
+        let done = broken(|s| {
+            s.in_flight = None;
+            s.sequences.get_mut(&SeqId(0)).unwrap().computed = 5;
+            s.sequences.get_mut(&SeqId(1)).unwrap().computed = 5;
+        });
+        assert_eq!(done, "sequence 0: has nothing left to run and is live");
+    }
+}

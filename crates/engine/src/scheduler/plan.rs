@@ -17,13 +17,12 @@ impl Scheduler {
     /// Decode tokens of all running sequences come first, oldest first, then prefill chunks of
     /// running sequences, then newcomers in arrival order while blocks, `max_sequences` and the
     /// step's tokens allow. Where a running sequence needs a block and none is free, the youngest
-    /// running one is preempted, so the oldest always gets on; nobody is admitted in that step.
+    /// running one is preempted, so the oldest always gets on.
     pub fn schedule(&mut self) -> Option<Step> {
         if self.in_flight.is_some() {
             return None;
         }
         let mut batch = Batch { entries: Vec::new(), room: self.config.step_tokens };
-        let preemptions = self.preemptions;
         let running: Vec<SeqId> = self.running.iter().copied().collect();
         for decodes in [true, false] {
             for &seq in &running {
@@ -33,9 +32,7 @@ impl Scheduler {
                 }
             }
         }
-        if self.preemptions == preemptions {
-            self.admit(&mut batch);
-        }
+        self.admit(&mut batch);
         if batch.entries.is_empty() {
             debug_assert!(self.sequences.is_empty(), "the oldest sequence always gets on");
             return None;
@@ -112,7 +109,9 @@ impl Scheduler {
     /// The watermark: a newcomer is let in only if after all its known tokens, and those of every
     /// running sequence, there is still one more block for each of them that may grow. So whoever
     /// is let in is not pushed out again within the next `block_tokens` steps by growth alone,
-    /// and two prompts never prefill against each other for blocks that only one can have.
+    /// and two prompts never prefill against each other for blocks that only one can have. Nor does
+    /// a sequence come back in the step that preempts it: part of its blocks went to another, so
+    /// fewer are free than it needs.
     fn admit(&mut self, batch: &mut Batch) {
         let promised: usize = self
             .running
