@@ -117,7 +117,7 @@ impl NodeInfo {
         text("kernel_class", &self.kernel_class)?;
         text("version", &self.version)?;
         hexadecimal("model_digest", &self.model_digest)?;
-        address("worker_address", &self.worker_address)?;
+        check_address("worker_address", &self.worker_address)?;
         if self.devices.is_empty() || self.devices.len() > DEVICES_MAX {
             return Err(bad("devices", "must hold 1 to 64 devices"));
         }
@@ -125,7 +125,7 @@ impl NodeInfo {
             return Err(bad("collective_addresses", "must hold one address per device"));
         }
         for one in &self.collective_addresses {
-            address("collective_addresses", one)?;
+            check_address("collective_addresses", one)?;
         }
         for device in &self.devices {
             if !device.weight.is_finite() || device.weight <= 0.0 {
@@ -163,7 +163,10 @@ fn hexadecimal(field: &'static str, value: &str) -> Result<(), BadField> {
 }
 
 /// Accepts `name:port`, `1.2.3.4:port` and `[::1]:port`; names are not looked up here.
-fn address(field: &'static str, value: &str) -> Result<(), BadField> {
+///
+/// # Errors
+/// [`BadField`] with the name `field`.
+pub fn check_address(field: &'static str, value: &str) -> Result<(), BadField> {
     let wrong = bad(field, "is not host:port");
     if value.len() > ADDRESS_MAX {
         return Err(wrong);
@@ -186,21 +189,21 @@ fn address(field: &'static str, value: &str) -> Result<(), BadField> {
 
 #[cfg(test)]
 mod tests {
-    use super::address;
+    use super::check_address;
 
     #[test]
     fn addresses_are_host_and_port() {
         for good in ["127.0.0.1:8000", "worker-1.svc:1", "[::1]:65535", "a_b:80"] {
-            assert!(address("x", good).is_ok(), "{good}");
+            assert!(check_address("x", good).is_ok(), "{good}");
         }
         let long = format!("{}:80", "a".repeat(300));
         for bad in
             ["", ":80", "host", "host:", "host:0", "host:65536", "host:+80", "::1:80", "[zz]:80"]
         {
-            assert!(address("x", bad).is_err(), "{bad}");
+            assert!(check_address("x", bad).is_err(), "{bad}");
         }
-        assert!(address("x", &long).is_err());
-        assert!(address("x", "a b:80").is_err());
-        assert!(address("x", "http://host:80").is_err());
+        assert!(check_address("x", &long).is_err());
+        assert!(check_address("x", "a b:80").is_err());
+        assert!(check_address("x", "http://host:80").is_err());
     }
 }

@@ -16,7 +16,7 @@ mod reconcile;
 mod state;
 
 pub use apply::{Command, Event, Rejected};
-pub use deployment::{BadField, Deployment, NodeInfo};
+pub use deployment::{BadField, Deployment, NodeInfo, check_address};
 pub use integrity::IntegrityError;
 pub use reconcile::{reconcile, waiting_for};
 pub use state::{ClusterState, Epoch, Group, GroupId, Node, Phase, Route};

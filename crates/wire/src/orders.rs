@@ -1,0 +1,248 @@
+//! What a coordinator sends to a worker: its number, groups to form and to let go.
+
+use std::sync::Arc;
+
+use cluster::{Deployment, Epoch, GroupId, check_address};
+use model::{ComputeType, ModelSpec};
+use planner::{NodeId, RankPlan, ShardPlan};
+
+use crate::error::{bounded, narrow, required, size};
+use crate::{REASON_MAX, STRIPES_MAX, WireError, pb};
+
+/// An order to a worker.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Order {
+    /// The worker has joined under this number.
+    Welcome {
+        /// Its number.
+        node: NodeId,
+    },
+    /// Load what the plan gives this node.
+    Form(Box<FormGroup>),
+    /// Let go of a group.
+    Retire {
+        /// The group.
+        group: GroupId,
+        /// Its incarnation.
+        epoch: Epoch,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Everything a node needs to take its ranks in a group.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FormGroup {
+    /// The group.
+    pub group: GroupId,
+    /// Its incarnation.
+    pub epoch: Epoch,
+    /// What is served.
+    pub deployment: Deployment,
+    /// Who holds what.
+    pub plan: ShardPlan,
+    /// Where the ranks are, by rank.
+    pub addresses: Vec<RankAddress>,
+}
+
+/// Where a rank is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RankAddress {
+    /// Its node.
+    pub node: NodeId,
+    /// `host:port` of the node's Worker service.
+    pub worker_address: String,
+    /// `host:port` of the rank's tensor plane.
+    pub collective_address: String,
+}
+
+impl Order {
+    /// The message for this order.
+    pub fn to_wire(&self) -> pb::Order {
+        let order = match self {
+            Self::Welcome { node } => pb::order::Order::Welcome(pb::Welcome { node: node.0 }),
+            Self::Form(form) => pb::order::Order::Form(form.to_wire()),
+            Self::Retire { group, epoch, reason } => pb::order::Order::Retire(pb::RetireGroup {
+                group: group.0,
+                epoch: epoch.0,
+                reason: reason.clone(),
+            }),
+        };
+        pb::Order { order: Some(order) }
+    }
+
+    /// The order of this message, for a worker whose own model directory holds `spec`.
+    ///
+    /// # Errors
+    /// [`WireError`] names the field that cannot be.
+    pub fn from_wire(wire: pb::Order, spec: &Arc<ModelSpec>) -> Result<Self, WireError> {
+        Ok(match required("order", wire.order)? {
+            pb::order::Order::Welcome(welcome) => Self::Welcome { node: NodeId(welcome.node) },
+            pb::order::Order::Form(form) => Self::Form(Box::new(FormGroup::from_wire(form, spec)?)),
+            pb::order::Order::Retire(retire) => {
+                bounded("reason", retire.reason.len(), REASON_MAX)?;
+                let (group, epoch) = (GroupId(retire.group), Epoch(retire.epoch));
+                Self::Retire { group, epoch, reason: retire.reason }
+            }
+        })
+    }
+}
+
+impl FormGroup {
+    /// The message for this group.
+    pub fn to_wire(&self) -> pb::FormGroup {
+        let addresses = self.addresses.iter().map(|address| pb::RankAddress {
+            node: address.node.0,
+            worker_address: address.worker_address.clone(),
+            collective_address: address.collective_address.clone(),
+        });
+        pb::FormGroup {
+            group: self.group.0,
+            epoch: self.epoch.0,
+            deployment: Some(deployment_to_wire(&self.deployment)),
+            plan: Some(plan_to_wire(&self.plan)),
+            addresses: addresses.collect(),
+        }
+    }
+
+    /// The group of this message, its plan checked against `spec` and its own addresses.
+    ///
+    /// # Errors
+    /// [`WireError`] names the field that cannot be.
+    pub fn from_wire(wire: pb::FormGroup, spec: &Arc<ModelSpec>) -> Result<Self, WireError> {
+        let deployment = required("deployment", wire.deployment)?;
+        let deployment = deployment_from_wire(deployment, Arc::clone(spec))?;
+        let plan = plan_from_wire(required("plan", wire.plan)?, spec)?;
+        let same_ranks = plan.ranks.len() == deployment.ranks;
+        if !same_ranks || plan.stripes != deployment.stripe_count() {
+            return Err(WireError::Mismatch { field: "plan", other: "deployment" });
+        }
+        let nodes = plan.ranks.iter().map(|rank| rank.node.0);
+        if !nodes.eq(wire.addresses.iter().map(|address| address.node)) {
+            return Err(WireError::Mismatch { field: "addresses", other: "plan" });
+        }
+        for address in &wire.addresses {
+            check_address("worker_address", &address.worker_address)?;
+            check_address("collective_address", &address.collective_address)?;
+        }
+        let addresses = wire.addresses.into_iter().map(|address| RankAddress {
+            node: NodeId(address.node),
+            worker_address: address.worker_address,
+            collective_address: address.collective_address,
+        });
+        Ok(Self {
+            group: GroupId(wire.group),
+            epoch: Epoch(wire.epoch),
+            deployment,
+            plan,
+            addresses: addresses.collect(),
+        })
+    }
+}
+
+/// The protocol's value for a compute type.
+pub fn compute_to_wire(compute: ComputeType) -> pb::ComputeType {
+    match compute {
+        ComputeType::F32 => pb::ComputeType::F32,
+        ComputeType::Bf16 => pb::ComputeType::Bf16,
+        ComputeType::Int8 => pb::ComputeType::Int8,
+    }
+}
+
+/// The compute type of this value.
+///
+/// # Errors
+/// [`WireError::UnknownEnum`].
+pub fn compute_from_wire(value: i32) -> Result<ComputeType, WireError> {
+    match pb::ComputeType::try_from(value) {
+        Ok(pb::ComputeType::F32) => Ok(ComputeType::F32),
+        Ok(pb::ComputeType::Bf16) => Ok(ComputeType::Bf16),
+        Ok(pb::ComputeType::Int8) => Ok(ComputeType::Int8),
+        Ok(pb::ComputeType::Unspecified) | Err(_) => {
+            Err(WireError::UnknownEnum { field: "compute", value })
+        }
+    }
+}
+
+/// The message for a deployment. The spec stays behind: whoever receives it has the model, and the
+/// digest says that it is the same one.
+pub fn deployment_to_wire(deployment: &Deployment) -> pb::Deployment {
+    pb::Deployment {
+        model: deployment.model.clone(),
+        digest: deployment.digest.clone(),
+        compute: compute_to_wire(deployment.compute).into(),
+        stripes: deployment.stripes.map_or(0, narrow),
+        ranks: narrow(deployment.ranks),
+        kv_blocks: deployment.kv_blocks as u64,
+        block_tokens: narrow(deployment.block_tokens),
+        max_sequences: narrow(deployment.max_sequences),
+        step_tokens: narrow(deployment.step_tokens),
+        context: deployment.context as u64,
+    }
+}
+
+/// The deployment of this message, of the model `spec`.
+///
+/// # Errors
+/// [`WireError`] names the field that cannot be.
+pub fn deployment_from_wire(
+    wire: pb::Deployment,
+    spec: Arc<ModelSpec>,
+) -> Result<Deployment, WireError> {
+    let stripes = Some(size("stripes", wire.stripes)?).filter(|&stripes| stripes > 0);
+    let deployment = Deployment {
+        model: wire.model,
+        digest: wire.digest,
+        spec,
+        compute: compute_from_wire(wire.compute)?,
+        stripes,
+        ranks: size("ranks", wire.ranks)?,
+        kv_blocks: size("kv_blocks", wire.kv_blocks)?,
+        block_tokens: size("block_tokens", wire.block_tokens)?,
+        max_sequences: size("max_sequences", wire.max_sequences)?,
+        step_tokens: size("step_tokens", wire.step_tokens)?,
+        context: size("context", wire.context)?,
+    };
+    deployment.check()?;
+    Ok(deployment)
+}
+
+/// The message for a plan.
+pub fn plan_to_wire(plan: &ShardPlan) -> pb::ShardPlan {
+    let ranks = plan.ranks.iter().map(|rank| pb::RankPlan {
+        rank: narrow(rank.rank),
+        node: rank.node.0,
+        device: narrow(rank.device),
+        stripes: rank.stripes.iter().map(|&stripe| narrow(stripe)).collect(),
+        weight_bytes: rank.weight_bytes,
+        kv_bytes: rank.kv_bytes,
+    });
+    pb::ShardPlan { stripes: narrow(plan.stripes), ranks: ranks.collect() }
+}
+
+/// The plan of this message, checked for the model `spec`.
+///
+/// # Errors
+/// [`WireError`] names the field that cannot be.
+pub fn plan_from_wire(wire: pb::ShardPlan, spec: &ModelSpec) -> Result<ShardPlan, WireError> {
+    bounded("ranks", wire.ranks.len(), STRIPES_MAX)?;
+    let stripes = size("stripes", wire.stripes)?;
+    bounded("stripes", stripes, STRIPES_MAX)?;
+    let ranks = wire.ranks.into_iter().map(rank_from_wire);
+    let plan = ShardPlan { stripes, ranks: ranks.collect::<Result<_, _>>()? };
+    plan.check(spec)?;
+    Ok(plan)
+}
+
+fn rank_from_wire(wire: pb::RankPlan) -> Result<RankPlan, WireError> {
+    bounded("stripes", wire.stripes.len(), STRIPES_MAX)?;
+    let stripes = wire.stripes.into_iter().map(|stripe| size("stripes", stripe));
+    Ok(RankPlan {
+        rank: size("rank", wire.rank)?,
+        node: NodeId(wire.node),
+        device: size("device", wire.device)?,
+        stripes: stripes.collect::<Result<_, _>>()?,
+        weight_bytes: wire.weight_bytes,
+        kv_bytes: wire.kv_bytes,
+    })
+}

@@ -1,0 +1,169 @@
+//! What a worker sends to a coordinator.
+
+use cluster::{Epoch, GroupId, NodeInfo};
+use planner::DeviceSpec;
+
+use crate::error::{bounded, narrow, required, size};
+use crate::pb::worker_report::Report as Wire;
+use crate::{REASON_MAX, WireError, pb};
+
+/// Most devices of one worker that are read.
+const DEVICES_MAX: usize = 1 << 10;
+
+/// A report of a worker.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Report {
+    /// Always the first.
+    Join(NodeInfo),
+    /// Still there.
+    Heartbeat,
+    /// How far a rank has loaded.
+    Progress {
+        /// The group.
+        group: GroupId,
+        /// Its incarnation.
+        epoch: Epoch,
+        /// The rank.
+        rank: usize,
+        /// Bytes read so far.
+        bytes_read: u64,
+        /// Bytes there are to read.
+        bytes_total: u64,
+    },
+    /// A rank has loaded and reached its peers.
+    Ready {
+        /// The group.
+        group: GroupId,
+        /// Its incarnation.
+        epoch: Epoch,
+        /// The rank.
+        rank: usize,
+    },
+    /// A rank cannot go on.
+    Failed {
+        /// The group.
+        group: GroupId,
+        /// Its incarnation.
+        epoch: Epoch,
+        /// The rank.
+        rank: usize,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Report {
+    /// The message for this report.
+    pub fn to_wire(&self) -> pb::WorkerReport {
+        let report = match self {
+            Self::Join(info) => Wire::Join(join_to_wire(info)),
+            Self::Heartbeat => Wire::Heartbeat(pb::Heartbeat {}),
+            Self::Progress { group, epoch, rank, bytes_read, bytes_total } => {
+                Wire::Progress(pb::LoadProgress {
+                    group: group.0,
+                    epoch: epoch.0,
+                    rank: narrow(*rank),
+                    bytes_read: *bytes_read,
+                    bytes_total: *bytes_total,
+                })
+            }
+            Self::Ready { group, epoch, rank } => {
+                let rank = narrow(*rank);
+                Wire::Ready(pb::RankReady { group: group.0, epoch: epoch.0, rank })
+            }
+            Self::Failed { group, epoch, rank, reason } => Wire::Failed(pb::RankFailed {
+                group: group.0,
+                epoch: epoch.0,
+                rank: narrow(*rank),
+                reason: reason.clone(),
+            }),
+        };
+        pb::WorkerReport { report: Some(report) }
+    }
+
+    /// The report of this message. Whether a join is accepted is the cluster's to say.
+    ///
+    /// # Errors
+    /// [`WireError`] names the field that cannot be.
+    pub fn from_wire(wire: pb::WorkerReport) -> Result<Self, WireError> {
+        Ok(match required("report", wire.report)? {
+            Wire::Join(join) => Self::Join(join_from_wire(join)?),
+            Wire::Heartbeat(pb::Heartbeat {}) => Self::Heartbeat,
+            Wire::Progress(progress) => {
+                if progress.bytes_read > progress.bytes_total {
+                    return Err(WireError::OutOfRange { field: "bytes_read" });
+                }
+                Self::Progress {
+                    group: GroupId(progress.group),
+                    epoch: Epoch(progress.epoch),
+                    rank: size("rank", progress.rank)?,
+                    bytes_read: progress.bytes_read,
+                    bytes_total: progress.bytes_total,
+                }
+            }
+            Wire::Ready(ready) => Self::Ready {
+                group: GroupId(ready.group),
+                epoch: Epoch(ready.epoch),
+                rank: size("rank", ready.rank)?,
+            },
+            Wire::Failed(failed) => {
+                bounded("reason", failed.reason.len(), REASON_MAX)?;
+                Self::Failed {
+                    group: GroupId(failed.group),
+                    epoch: Epoch(failed.epoch),
+                    rank: size("rank", failed.rank)?,
+                    reason: failed.reason,
+                }
+            }
+        })
+    }
+}
+
+/// The message for what a worker says of itself.
+pub fn join_to_wire(info: &NodeInfo) -> pb::Join {
+    pb::Join {
+        name: info.name.clone(),
+        worker_address: info.worker_address.clone(),
+        collective_addresses: info.collective_addresses.clone(),
+        devices: info.devices.iter().map(device_to_wire).collect(),
+        model_digest: info.model_digest.clone(),
+        kernel_class: info.kernel_class.clone(),
+        version: info.version.clone(),
+    }
+}
+
+/// What the worker of this message says of itself, every field checked.
+///
+/// # Errors
+/// [`WireError`] names the field that cannot be.
+pub fn join_from_wire(wire: pb::Join) -> Result<NodeInfo, WireError> {
+    bounded("devices", wire.devices.len(), DEVICES_MAX)?;
+    let devices = wire.devices.into_iter().map(device_from_wire);
+    let info = NodeInfo {
+        name: wire.name,
+        worker_address: wire.worker_address,
+        collective_addresses: wire.collective_addresses,
+        devices: devices.collect::<Result<_, _>>()?,
+        model_digest: wire.model_digest,
+        kernel_class: wire.kernel_class,
+        version: wire.version,
+    };
+    info.check()?;
+    Ok(info)
+}
+
+/// The message for a device.
+pub fn device_to_wire(device: &DeviceSpec) -> pb::Device {
+    pb::Device { memory_bytes: device.memory_bytes, weight: device.weight }
+}
+
+/// The device of this message.
+///
+/// # Errors
+/// [`WireError::NotFinite`] for its weight.
+pub fn device_from_wire(wire: pb::Device) -> Result<DeviceSpec, WireError> {
+    if !wire.weight.is_finite() {
+        return Err(WireError::NotFinite { field: "weight" });
+    }
+    Ok(DeviceSpec { memory_bytes: wire.memory_bytes, weight: wire.weight })
+}
