@@ -164,7 +164,8 @@ impl std::fmt::Debug for AbortHandle {
 /// Ordered frames to and from every other rank of one group incarnation.
 ///
 /// The first error of a link is final: every later operation returns it again, for after it
-/// nobody knows what the peers have seen.
+/// nobody knows what the peers have seen. A link that is dropped in order is closed to those who
+/// wait for it; one that was aborted, or whose process died, also ends its peers' waits for others.
 pub trait Link: Send {
     /// This rank.
     fn rank(&self) -> usize;

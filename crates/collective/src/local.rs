@@ -4,7 +4,7 @@
 //! and are checked by the same code, so that what passes here passes there.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::link::{
 /// One link per rank, all of the same group incarnation.
 pub fn links(size: usize, membership: Membership) -> Vec<LocalLink> {
     let channels = (0..size * size).map(|_| Channel::default()).collect();
-    let hub = Arc::new(Hub { size, channels });
+    let hub = Arc::new(Hub { size, channels, lost: AtomicUsize::new(NOBODY) });
     (0..size)
         .map(|rank| {
             let end = Arc::new(End { hub: hub.clone(), rank, aborted: AtomicBool::new(false) });
@@ -61,8 +61,13 @@ impl Channel {
     }
 }
 
+/// No rank has this number.
+const NOBODY: usize = usize::MAX;
+
 struct Hub {
     size: usize,
+    /// The rank that was the first to abort.
+    lost: AtomicUsize,
     /// From `i` to `j` at `i * size + j`.
     channels: Vec<Channel>,
 }
@@ -70,6 +75,18 @@ struct Hub {
 impl Hub {
     fn channel(&self, from: usize, to: usize) -> &Channel {
         &self.channels[from * self.size + to]
+    }
+
+    /// Ends every wait of every rank because of `rank`, for what they wait for may never come.
+    fn abort(&self, rank: usize) {
+        // The first stays; later ones are its consequences.
+        let _ = self.lost.compare_exchange(NOBODY, rank, Ordering::SeqCst, Ordering::SeqCst);
+        self.close(rank);
+        for channel in &self.channels {
+            // Under the lock, so that nobody is between looking and waiting.
+            drop(channel.lock());
+            channel.changed.notify_all();
+        }
     }
 
     /// Closes every channel that ends at `rank`. Frames already sent can still be received.
@@ -94,7 +111,7 @@ impl Abort for End {
     fn abort(&self) {
         // Set before the channels close, so that whoever wakes here reads it.
         self.aborted.store(true, Ordering::SeqCst);
-        self.hub.close(self.rank);
+        self.hub.abort(self.rank);
     }
 }
 
@@ -171,6 +188,10 @@ impl LocalLink {
             if state.closed {
                 return Err(CollectiveError::Closed { peer: from, sequence });
             }
+            let lost = self.end.hub.lost.load(Ordering::SeqCst);
+            if lost != NOBODY {
+                return Err(CollectiveError::Closed { peer: lost, sequence });
+            }
             state = channel
                 .wait(state, deadline)
                 .ok_or(CollectiveError::Timeout { peer: from, sequence })?;
@@ -235,7 +256,11 @@ impl Link for LocalLink {
 
 impl Drop for LocalLink {
     fn drop(&mut self) {
-        self.end.hub.close(self.end.rank);
+        if self.broken.is_some() || std::thread::panicking() {
+            self.end.hub.abort(self.end.rank);
+        } else {
+            self.end.hub.close(self.end.rank);
+        }
     }
 }
 

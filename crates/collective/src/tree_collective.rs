@@ -267,6 +267,11 @@ impl TreeCollective {
         })
     }
 
+    /// [`Collective::abort_handle`].
+    pub fn link_abort_handle(&self) -> AbortHandle {
+        self.link.abort_handle()
+    }
+
     /// Runs one operation; an error of any kind ends the collective here and at the peers.
     fn operation(
         &mut self,

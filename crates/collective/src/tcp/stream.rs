@@ -3,7 +3,11 @@
 //! A receive reads in the calling thread, straight from the socket: one wake-up per frame. A small
 //! frame is written by the caller as well, for it fits the socket's buffer. A large one, or what
 //! the buffer did not take, goes to a writer thread of that peer, so that two ranks which send to
-//! each other at the same time cannot block each other. Nothing polls; an idle link costs nothing.
+//! each other at the same time cannot block each other. An idle link costs nothing; a receive that
+//! has to wait looks now and then whether another peer has died, for then its frame may never come.
+//!
+//! A link that is dropped in order says goodbye ([`GOODBYE`]) before it closes. A connection that
+//! ends without it means a process that died or a link that was aborted.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
@@ -28,6 +32,24 @@ const INLINE_BYTES: usize = 64 * 1024;
 /// How long a write may block before the caller leaves the rest to the writer thread.
 const WRITE_SLICE: Duration = Duration::from_millis(10);
 
+/// How long a receive reads before it looks after the other peers, and at its own deadline.
+const READ_SLICE: Duration = Duration::from_millis(20);
+
+/// At most so many bytes are read ahead of one peer to see whether its connection has ended. An end
+/// behind more than that is seen when the frames before it are received.
+const AHEAD_BYTES: usize = 1 << 20;
+
+/// Instead of a header: no frame follows, and that is as it should be.
+const GOODBYE: [u8; HEADER_BYTES] = {
+    let mut bytes = [0; HEADER_BYTES];
+    let mut at = 0;
+    while at < 8 {
+        bytes[at] = b"PHXE\x01\0\0\0"[at];
+        at += 1;
+    }
+    bytes
+};
+
 /// How long a dropped link goes on writing what its peers have not taken yet.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -46,9 +68,10 @@ pub struct TcpLink {
 /// What this thread needs of one connection.
 struct Peer {
     stream: TcpStream,
-    /// The read timeout now set on the stream.
-    armed: Duration,
+    /// The frame that is being received.
     incoming: Vec<u8>,
+    /// Bytes of later frames, read while looking whether the peer has died; empty as a rule.
+    ahead: VecDeque<u8>,
     outgoing: Vec<u8>,
     outbox: Arc<Outbox>,
 }
@@ -227,7 +250,7 @@ impl TcpLink {
         let mut outboxes = Vec::new();
         for (peer, stream) in streams {
             let failed = |e: io::Error| CollectiveError::Io { peer, sequence: 0, kind: e.kind() };
-            let entry = Peer::new(stream, link.timeout).map_err(failed)?;
+            let entry = Peer::new(stream).map_err(failed)?;
             outboxes.push(entry.outbox.clone());
             let outbox = entry.outbox.clone();
             link.peers[peer] = Some(entry);
@@ -277,9 +300,9 @@ impl TcpLink {
 }
 
 impl Peer {
-    fn new(stream: TcpStream, timeout: Duration) -> io::Result<Self> {
+    fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(timeout))?;
+        stream.set_read_timeout(Some(READ_SLICE))?;
         stream.set_write_timeout(Some(WRITE_SLICE))?;
         let outbox = Outbox {
             stream: stream.try_clone()?,
@@ -288,8 +311,8 @@ impl Peer {
         };
         Ok(Self {
             stream,
-            armed: timeout,
             incoming: Vec::new(),
+            ahead: VecDeque::new(),
             outgoing: Vec::new(),
             outbox: Arc::new(outbox),
         })
@@ -327,34 +350,51 @@ impl Peer {
         &mut self,
         expected: &FrameHeader,
         into: &mut [f32],
-        timeout: Duration,
+        deadline: Instant,
+        others: &mut [Option<Peer>],
     ) -> Result<(), CollectiveError> {
         let length = HEADER_BYTES + size_of_val(into);
         // As large as the caller's own buffer, whatever the peer may claim.
         self.incoming.resize(length, 0);
-        let deadline = deadline_after(timeout);
-        let header = self.fill(0, HEADER_BYTES, deadline, expected)?;
+        let mut filled = 0;
+        while filled < HEADER_BYTES {
+            filled += self.read_some(filled, expected, deadline, others)?;
+        }
+        if self.incoming[..HEADER_BYTES] == GOODBYE {
+            let (peer, sequence) = (expected.from as usize, expected.sequence);
+            return Err(CollectiveError::Closed { peer, sequence });
+        }
         FrameHeader::decode(&field(&self.incoming, 0), expected)?;
-        self.fill(header, length, deadline, expected)?;
+        while filled < length {
+            filled += self.read_some(filled, expected, deadline, others)?;
+        }
         decode_values(&self.incoming[HEADER_BYTES..], into);
         Ok(())
     }
 
-    /// Reads until at least `least` bytes of the frame are there; says how many are.
-    fn fill(
+    /// Reads what comes next of the frame, at least a byte.
+    fn read_some(
         &mut self,
-        mut filled: usize,
-        least: usize,
-        deadline: Instant,
+        filled: usize,
         expected: &FrameHeader,
+        deadline: Instant,
+        others: &mut [Option<Peer>],
     ) -> Result<usize, CollectiveError> {
         let (peer, sequence) = (expected.from as usize, expected.sequence);
-        while filled < least {
-            self.arm(deadline).map_err(|error| broken_stream(peer, sequence, &error))?;
+        if !self.ahead.is_empty() {
+            return Ok(self.ahead.read(&mut self.incoming[filled..]).unwrap_or(0));
+        }
+        loop {
             match self.stream.read(&mut self.incoming[filled..]) {
                 Ok(0) => return Err(CollectiveError::Closed { peer, sequence }),
-                Ok(count) => filled += count,
+                Ok(count) => return Ok(count),
                 Err(error) if is_pause(error.kind()) => {
+                    let mut others = others.iter_mut().enumerate();
+                    let dead =
+                        others.find_map(|(peer, other)| other.as_mut()?.has_died().then_some(peer));
+                    if let Some(peer) = dead {
+                        return Err(CollectiveError::Closed { peer, sequence });
+                    }
                     if Instant::now() >= deadline {
                         return Err(CollectiveError::Timeout { peer, sequence });
                     }
@@ -362,19 +402,35 @@ impl Peer {
                 Err(error) => return Err(broken_stream(peer, sequence, &error)),
             }
         }
-        Ok(filled)
+    }
+}
+
+impl Peer {
+    /// Whether the connection has ended without a goodbye. Reads ahead as far as is allowed.
+    fn has_died(&mut self) -> bool {
+        // The writer, which shares the descriptor's mode, takes a refused write for a pause.
+        if self.stream.set_nonblocking(true).is_err() {
+            return true;
+        }
+        let died = self.read_ahead();
+        self.stream.set_nonblocking(false).is_err() || died
     }
 
-    /// Sets the read timeout to what is left, where the one in force is clearly off; setting it
-    /// anew for each of many small reads would cost more than it gains.
-    fn arm(&mut self, deadline: Instant) -> io::Result<()> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = left.max(Duration::from_millis(1));
-        if self.armed > left + left / 8 || self.armed < left / 2 {
-            self.stream.set_read_timeout(Some(left))?;
-            self.armed = left;
+    /// As [`Peer::has_died`], on a stream that does not block.
+    fn read_ahead(&mut self) -> bool {
+        let mut bytes = [0; 4096];
+        while self.ahead.len() < AHEAD_BYTES {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => {
+                    let start = self.ahead.len().saturating_sub(HEADER_BYTES);
+                    return !self.ahead.range(start..).eq(&GOODBYE);
+                }
+                Ok(count) => self.ahead.extend(&bytes[..count]),
+                Err(error) if is_pause(error.kind()) => return false,
+                Err(_) => return true,
+            }
         }
-        Ok(())
+        false
     }
 }
 
@@ -426,8 +482,15 @@ impl Link for TcpLink {
     ) -> Result<(), CollectiveError> {
         self.check_usable(from)?;
         let expected = self.header(from, kind, sequence, into.len());
-        let timeout = self.timeout;
-        self.peer(from).receive(&expected, into, timeout).map_err(|error| self.fail(error))
+        let deadline = deadline_after(self.timeout);
+        // Taken out for the time being, so that all the others can be looked after.
+        let mut peer = self.peers[from].take();
+        let result = match &mut peer {
+            Some(peer) => peer.receive(&expected, into, deadline, &mut self.peers),
+            None => Err(CollectiveError::Closed { peer: from, sequence }),
+        };
+        self.peers[from] = peer;
+        result.map_err(|error| self.fail(error))
     }
 
     fn set_timeout(&mut self, timeout: Duration) {
@@ -442,8 +505,12 @@ impl Link for TcpLink {
 impl Drop for TcpLink {
     fn drop(&mut self) {
         let outboxes: Vec<_> = self.peers.iter().flatten().map(|peer| &peer.outbox).collect();
-        if self.broken.is_none() && !self.is_aborted() {
-            let deadline = Instant::now() + LINGER;
+        if self.broken.is_none() && !self.is_aborted() && !thread::panicking() {
+            let deadline = deadline_after(LINGER);
+            for outbox in &outboxes {
+                // It fails only where the writer has, and then nothing can be said.
+                let _ = outbox.push(GOODBYE.to_vec(), deadline);
+            }
             outboxes.iter().for_each(|outbox| outbox.flush(deadline));
         }
         // Also where an abort handle or a writer still holds the descriptor.
