@@ -37,7 +37,7 @@ impl ShardPlan {
             "node",
             "device",
             "stripes",
-            "query heads",
+            "Q heads",
             "KV heads",
             "FFN columns",
             "vocab rows",
@@ -143,6 +143,6 @@ mod tests {
     fn runs_join_neighbours() {
         assert_eq!(runs([0..1, 1..2, 2..3, 5..6].into_iter()), "0-2,5");
         assert_eq!(runs([0..2, 1..3].into_iter()), "0-2");
-        assert_eq!(runs([3..3].into_iter()), "-");
+        assert_eq!(runs(std::iter::once(3..3)), "-");
     }
 }
