@@ -1,1 +1,151 @@
-//! placeholder
+//! A process that owns a shard: joins a coordinator, loads its stripes, runs steps.
+//!
+//! [`run`] keeps a session with the coordinator (`session`), starts the ranks it is ordered to
+//! (`group`, `rank`), and serves generation and steps (`service`). The rank that leads schedules
+//! (`leader`) and hands each step to the others (`followers`).
+#![forbid(unsafe_code)]
+
+mod followers;
+mod group;
+mod leader;
+mod rank;
+mod service;
+mod session;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cluster::NodeInfo;
+use collective::CollectiveError;
+use collective::tcp::Endpoint;
+use compute::{CpuDevice, KernelClass};
+use decoder::{Checkpoint, CheckpointError};
+use model::ModelSpec;
+use planner::DeviceSpec;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::group::{Groups, Hardware};
+use crate::service::Service;
+use crate::session::Session;
+
+/// What a worker is and where it belongs.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    /// Its name in tables.
+    pub name: String,
+    /// `host:port` of the coordinator.
+    pub coordinator: String,
+    /// The model directory.
+    pub directory: PathBuf,
+    /// The model.
+    pub spec: Arc<ModelSpec>,
+    /// blake3 digest of the model directory, hexadecimal.
+    pub digest: String,
+    /// Ranks this worker can hold; each is a device of its own.
+    pub ranks: usize,
+    /// Threads of each rank.
+    pub threads: usize,
+    /// Instruction set of the kernels; the best there is by default.
+    pub kernels: Option<KernelClass>,
+    /// Bytes all its ranks together may take.
+    pub memory_bytes: u64,
+    /// Speed relative to other workers.
+    pub weight: f64,
+    /// Release of the binary.
+    pub version: String,
+}
+
+/// Why a worker ended.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The model directory does not hold what its config says.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The processor lacks the instruction set, or threads cannot be had.
+    #[error("the CPU device cannot be used: {0}")]
+    Device(String),
+    /// A socket cannot be had.
+    #[error("cannot listen: {0}")]
+    Listen(#[from] std::io::Error),
+    /// The tensor plane cannot listen.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// The coordinator refused this worker.
+    #[error("the coordinator refused this worker: {reason}")]
+    Refused {
+        /// Its reason.
+        reason: String,
+    },
+    /// The gRPC server failed.
+    #[error("serving failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// Serves as a worker until `shutdown`, or until the coordinator refuses it.
+pub async fn run(
+    listener: TcpListener,
+    config: WorkerConfig,
+    shutdown: CancellationToken,
+) -> Result<(), WorkerError> {
+    let address = listener.local_addr()?;
+    let checkpoint = Checkpoint::open(&config.directory, &config.spec)?;
+    let hardware = Arc::new(hardware(&config, checkpoint, address.ip())?);
+    let groups = Arc::new(Groups::default());
+    let session = Session {
+        coordinator: config.coordinator.clone(),
+        join: join(&config, address, &hardware),
+        groups: Arc::clone(&groups),
+        hardware,
+    };
+    let service = wire::transport::worker_server(Service { groups });
+    let ended = shutdown.clone();
+    let serving = wire::transport::server().add_service(service).serve_with_incoming_shutdown(
+        wire::transport::incoming(listener),
+        async move {
+            ended.cancelled().await;
+        },
+    );
+    tokio::select! {
+        served = serving => Ok(served?),
+        result = session.run(&shutdown) => result,
+    }
+}
+
+fn hardware(
+    config: &WorkerConfig,
+    checkpoint: Checkpoint,
+    address: IpAddr,
+) -> Result<Hardware, WorkerError> {
+    let mut devices = Vec::new();
+    let mut endpoints = Vec::new();
+    for _ in 0..config.ranks {
+        let device = CpuDevice::new(config.threads, config.kernels);
+        devices.push(device.map_err(|e| WorkerError::Device(e.to_string()))?);
+        endpoints.push(Arc::new(Endpoint::bind((address, 0))?));
+    }
+    Ok(Hardware {
+        devices,
+        endpoints,
+        spec: Arc::clone(&config.spec),
+        checkpoint: Arc::new(checkpoint),
+        runtime: tokio::runtime::Handle::current(),
+    })
+}
+
+fn join(config: &WorkerConfig, address: SocketAddr, hardware: &Hardware) -> NodeInfo {
+    let meeting = hardware.endpoints.iter().map(|endpoint| endpoint.local_addr().to_string());
+    let memory_bytes = config.memory_bytes / config.ranks.max(1) as u64;
+    let device = DeviceSpec { memory_bytes, weight: config.weight };
+    let kernel_class = hardware.devices.first().map(|d| d.class().to_string());
+    NodeInfo {
+        name: config.name.clone(),
+        worker_address: address.to_string(),
+        collective_addresses: meeting.collect(),
+        devices: vec![device; config.ranks],
+        model_digest: config.digest.clone(),
+        kernel_class: kernel_class.unwrap_or_default(),
+        version: config.version.clone(),
+    }
+}

@@ -1,0 +1,107 @@
+//! The step plane from the leader's side: one channel per rank in this process, one long-lived
+//! gRPC stream per rank elsewhere.
+
+use std::sync::mpsc;
+
+use cluster::{Epoch, GroupId};
+use engine::Step;
+use planner::NodeId;
+use tokio::sync::mpsc as channel;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use wire::{FormGroup, StepOrder, pb};
+
+use crate::group::Steps;
+use crate::leader::{Command, Followers, GroupGone};
+use crate::rank::{Formation, StepDone};
+
+/// Steps that may be on their way to a rank. A rank can be one step behind the leader at most,
+/// since each step meets in collectives.
+const STEPS_AHEAD: usize = 4;
+
+/// Every rank but the leader's own.
+pub(crate) struct Fanout {
+    group: GroupId,
+    epoch: Epoch,
+    local: Vec<Steps>,
+    remote: Vec<(usize, channel::Sender<pb::StepPlan>)>,
+    done: channel::UnboundedSender<StepDone>,
+}
+
+impl Fanout {
+    /// Opens a stream to each remote rank. A stream that breaks fails the group.
+    pub(crate) fn new(
+        formation: &Formation,
+        node: NodeId,
+        local: Vec<Steps>,
+        leader: mpsc::Sender<Command>,
+        runtime: &tokio::runtime::Handle,
+    ) -> Self {
+        let (done, mut finished) = channel::unbounded_channel::<StepDone>();
+        let failed = leader.clone();
+        runtime.spawn(async move {
+            while let Some(step) = finished.recv().await {
+                if let Some(reason) = step.error {
+                    let _ = failed.send(Command::Failed(reason));
+                }
+            }
+        });
+        let FormGroup { group, epoch, plan, addresses, .. } = &formation.order;
+        let elsewhere = plan.ranks.iter().filter(|r| r.node != node && r.rank != 0);
+        let remote = elsewhere
+            .map(|plan| {
+                let (steps, outgoing) = channel::channel(STEPS_AHEAD);
+                let address = addresses[plan.rank].worker_address.clone();
+                let (leader, rank) = (leader.clone(), plan.rank);
+                runtime.spawn(async move {
+                    let reason = stream(&address, outgoing).await;
+                    let reason = format!("rank {rank}: {reason}");
+                    let _ = leader.send(Command::Failed(reason));
+                });
+                (plan.rank, steps)
+            })
+            .collect();
+        Self { group: *group, epoch: *epoch, local, remote, done }
+    }
+}
+
+/// Carries steps to one remote rank until the stream ends; returns why it did.
+async fn stream(address: &str, mut outgoing: channel::Receiver<pb::StepPlan>) -> String {
+    // Nothing is opened before there is a step: by then the rank has loaded.
+    let Some(first) = outgoing.recv().await else { return "not needed any more".to_owned() };
+    let steps = tokio_stream::once(first).chain(ReceiverStream::new(outgoing));
+    let channel = match wire::transport::connect(address).await {
+        Ok(channel) => channel,
+        Err(error) => return error.to_string(),
+    };
+    let mut client = wire::transport::worker_client(channel);
+    let mut reports = match client.steps(steps).await {
+        Ok(response) => response.into_inner(),
+        Err(status) => return status.message().to_owned(),
+    };
+    loop {
+        match reports.next().await {
+            Some(Ok(report)) if report.error.is_empty() => {}
+            Some(Ok(report)) => return report.error,
+            Some(Err(status)) => return status.message().to_owned(),
+            None => return "its step stream ended".to_owned(),
+        }
+    }
+}
+
+impl Followers for Fanout {
+    fn launch(&mut self, step: &Step) -> Result<(), GroupGone> {
+        for steps in &self.local {
+            let sent = steps.send((step.clone(), self.done.clone()));
+            sent.map_err(|_| GroupGone { reason: "a rank of this process ended".to_owned() })?;
+        }
+        for (rank, steps) in &self.remote {
+            let (group, epoch, step) = (self.group, self.epoch, step.clone());
+            let order = StepOrder { group, epoch, rank: *rank, step };
+            steps
+                .blocking_send(order.to_wire())
+                .map_err(|_| GroupGone { reason: format!("rank {rank}: its step stream ended") })?;
+        }
+        Ok(())
+    }
+}

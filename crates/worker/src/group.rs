@@ -1,0 +1,262 @@
+//! The groups this worker takes part in: starting and stopping their ranks, finding them again.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use cluster::{Epoch, GroupId};
+use collective::tcp::Endpoint;
+use compute::CpuDevice;
+use decoder::Checkpoint;
+use engine::{EngineConfig, Scheduler, Step};
+use model::ModelSpec;
+use planner::{NodeId, RankPlan};
+use tokio::sync::mpsc as channel;
+use wire::{FormGroup, Report};
+
+use crate::followers::Fanout;
+use crate::leader::{Command, Leader};
+use crate::rank::{Formation, Meeting, Rank, Setup, StepDone, Stop, follow};
+
+/// What a rank's thread does.
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Most requests that wait for a slot in a group; further ones are refused.
+const WAITING_MAX: usize = 1024;
+
+/// Between two reminders to a rank that it was told to stop.
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// Steps for a rank that does not lead, each with where to say that it was run.
+pub(crate) type Steps = mpsc::Sender<(Step, channel::UnboundedSender<StepDone>)>;
+
+/// What a worker computes with.
+pub(crate) struct Hardware {
+    /// By device.
+    pub(crate) devices: Vec<CpuDevice>,
+    /// By device: where its peers meet it.
+    pub(crate) endpoints: Vec<Arc<Endpoint>>,
+    pub(crate) spec: Arc<ModelSpec>,
+    pub(crate) checkpoint: Arc<Checkpoint>,
+    /// Where tasks that talk to remote ranks run.
+    pub(crate) runtime: tokio::runtime::Handle,
+}
+
+/// A group as this worker hosts it.
+struct Hosted {
+    epoch: Epoch,
+    leader: Option<mpsc::Sender<Command>>,
+    steps: BTreeMap<usize, Steps>,
+    stop: Stop,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// The groups of one worker.
+#[derive(Default)]
+pub(crate) struct Groups {
+    hosted: Mutex<BTreeMap<GroupId, Hosted>>,
+}
+
+/// Why a call did not reach a group.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoGroup {
+    #[error("this worker has no part in group {}", .0.0)]
+    Unknown(GroupId),
+    #[error("group {} is at epoch {}, not {}", group.0, current.0, asked.0)]
+    OtherEpoch { group: GroupId, current: Epoch, asked: Epoch },
+    #[error("rank {rank} of group {} is not on this worker", group.0)]
+    OtherRank { group: GroupId, rank: usize },
+}
+
+impl Groups {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupId, Hosted>> {
+        self.hosted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(
+        &self,
+        group: GroupId,
+        asked: Epoch,
+        read: impl FnOnce(&Hosted) -> Result<T, NoGroup>,
+    ) -> Result<T, NoGroup> {
+        let hosted = self.lock();
+        let found = hosted.get(&group).ok_or(NoGroup::Unknown(group))?;
+        let current = found.epoch;
+        if current != asked {
+            return Err(NoGroup::OtherEpoch { group, current, asked });
+        }
+        read(found)
+    }
+
+    /// The leader of a group at an epoch, if it leads here.
+    pub(crate) fn leader(
+        &self,
+        group: GroupId,
+        epoch: Epoch,
+    ) -> Result<mpsc::Sender<Command>, NoGroup> {
+        self.with(group, epoch, |h| h.leader.clone().ok_or(NoGroup::OtherRank { group, rank: 0 }))
+    }
+
+    /// A rank of a group at an epoch that follows here.
+    pub(crate) fn steps(
+        &self,
+        group: GroupId,
+        epoch: Epoch,
+        rank: usize,
+    ) -> Result<Steps, NoGroup> {
+        let missing = NoGroup::OtherRank { group, rank };
+        self.with(group, epoch, |h| h.steps.get(&rank).cloned().ok_or(missing))
+    }
+
+    /// Starts this node's ranks of a group; an older incarnation is ended first.
+    pub(crate) fn form(
+        &self,
+        node: NodeId,
+        formation: &Arc<Formation>,
+        hardware: &Hardware,
+        reports: &channel::UnboundedSender<Report>,
+    ) {
+        let group = formation.order.group;
+        self.retire(group);
+        let mut hosted = Hosted {
+            epoch: formation.order.epoch,
+            leader: None,
+            steps: BTreeMap::new(),
+            stop: Stop::default(),
+            threads: Vec::new(),
+        };
+        let mut works: Vec<(usize, Work)> = Vec::new();
+        let mut first = None;
+        for setup in setups(node, formation, hardware, &hosted.stop, reports) {
+            if setup.rank == 0 {
+                first = Some(setup);
+                continue;
+            }
+            let (steps, inbox) = mpsc::channel();
+            hosted.steps.insert(setup.rank, steps);
+            works.push((setup.rank, Box::new(move || run_follower(setup, &inbox))));
+        }
+        if let Some(setup) = first {
+            let (commands, inbox) = mpsc::channel();
+            let local = hosted.steps.values().cloned().collect();
+            let runtime = hardware.runtime.clone();
+            let fanout = Fanout::new(formation, node, local, commands.clone(), &runtime);
+            hosted.leader = Some(commands);
+            works.push((0, Box::new(move || lead(setup, fanout, &inbox))));
+        }
+        for (rank, work) in works {
+            match std::thread::Builder::new().name(format!("rank-{rank}")).spawn(work) {
+                Ok(thread) => hosted.threads.push(thread),
+                Err(error) => {
+                    let reason = format!("its thread cannot be started: {error}");
+                    let FormGroup { group, epoch, .. } = formation.order;
+                    // The session that listens may have ended already.
+                    let _ = reports.send(Report::Failed { group, epoch, rank, reason });
+                }
+            }
+        }
+        self.lock().insert(group, hosted);
+    }
+
+    /// Ends this node's ranks of a group and waits for their threads.
+    pub(crate) fn retire(&self, group: GroupId) {
+        let hosted = self.lock().remove(&group);
+        if let Some(hosted) = hosted {
+            end(hosted);
+        }
+    }
+
+    /// Ends everything.
+    pub(crate) fn retire_all(&self) {
+        let all = std::mem::take(&mut *self.lock());
+        all.into_values().for_each(end);
+    }
+}
+
+fn end(hosted: Hosted) {
+    hosted.stop.stop();
+    if let Some(leader) = &hosted.leader {
+        // A leader that ended by itself has dropped its end.
+        let _ = leader.send(Command::Stop);
+    }
+    drop(hosted.steps);
+    // A rank may have been just about to wait when it was told: tell it until it has ended.
+    while hosted.threads.iter().any(|thread| !thread.is_finished()) {
+        std::thread::sleep(AGAIN);
+        hosted.stop.stop();
+    }
+    for thread in hosted.threads {
+        if thread.join().is_err() {
+            tracing::error!("a rank's thread panicked");
+        }
+    }
+}
+
+/// What each of this node's ranks starts with. Ranks that are all in this process meet here;
+/// otherwise all of them meet over TCP.
+fn setups(
+    node: NodeId,
+    formation: &Arc<Formation>,
+    hardware: &Hardware,
+    stop: &Stop,
+    reports: &channel::UnboundedSender<Report>,
+) -> Vec<Setup> {
+    let ranks = &formation.order.plan.ranks;
+    let mine: Vec<_> = ranks.iter().filter(|rank| rank.node == node).collect();
+    let meetings: Vec<Meeting> = if mine.len() == ranks.len() {
+        let links = collective::local::links(ranks.len(), formation.membership());
+        links.into_iter().map(|link| Meeting::Local(Box::new(link))).collect()
+    } else {
+        let endpoint = |rank: &&RankPlan| Arc::clone(&hardware.endpoints[rank.device]);
+        mine.iter().map(|rank| Meeting::Tcp(endpoint(rank))).collect()
+    };
+    let setup = |(plan, meeting): (&RankPlan, Meeting)| Setup {
+        rank: plan.rank,
+        formation: Arc::clone(formation),
+        spec: Arc::clone(&hardware.spec),
+        checkpoint: Arc::clone(&hardware.checkpoint),
+        device: hardware.devices[plan.device].clone(),
+        meeting: Some(meeting),
+        stop: stop.clone(),
+        reports: reports.clone(),
+    };
+    mine.into_iter().zip(meetings).map(setup).collect()
+}
+
+/// The thread of rank 0.
+fn lead(mut setup: Setup, fanout: Fanout, commands: &mpsc::Receiver<Command>) {
+    let formed = setup.form();
+    let reason = match formed.and_then(|rank| leader(&setup, rank, fanout)) {
+        Ok(leader) => leader.run(commands).reason,
+        Err(reason) => reason,
+    };
+    setup.ended(reason);
+}
+
+fn leader(setup: &Setup, rank: Rank, fanout: Fanout) -> Result<Leader, String> {
+    let deployment = &setup.formation.order.deployment;
+    let scheduler = Scheduler::new(EngineConfig {
+        block_tokens: deployment.block_tokens,
+        blocks: deployment.kv_blocks,
+        context: deployment.context,
+        vocab: setup.spec.vocab,
+        max_sequences: deployment.max_sequences,
+        step_tokens: deployment.step_tokens,
+        chunk_tokens: deployment.step_tokens,
+        waiting_max: WAITING_MAX,
+    })
+    .map_err(|e| e.to_string())?;
+    Ok(Leader::new(scheduler, rank, Box::new(fanout)))
+}
+
+/// The thread of a rank that follows.
+fn run_follower(
+    mut setup: Setup,
+    steps: &mpsc::Receiver<(Step, channel::UnboundedSender<StepDone>)>,
+) {
+    let result = setup.form().and_then(|mut rank| follow(&mut rank, steps));
+    if let Err(reason) = result {
+        setup.ended(reason);
+    }
+}

@@ -1,0 +1,202 @@
+//! One rank: a thread that loads its stripes, meets its peers and runs steps until told to stop.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use cluster::Deployment;
+use collective::tcp::Endpoint;
+use collective::{AbortHandle, Collective, Link, Membership, TreeCollective};
+use compute::CpuDevice;
+use decoder::{CacheSize, Checkpoint, Decoder, LoadProgress, RankShape};
+use engine::Step;
+use model::ModelSpec;
+use tokio::sync::mpsc as channel;
+use wire::{FormGroup, Report};
+
+/// How long ranks wait for each other after loading: a slow disk may take this much longer.
+const MEET: Duration = Duration::from_secs(600);
+
+/// What a group needs to know of itself on every rank.
+pub(crate) struct Formation {
+    /// The coordinator's order, checked against the model.
+    pub(crate) order: FormGroup,
+    /// By rank: where it meets its peers.
+    pub(crate) meeting: Vec<SocketAddr>,
+}
+
+impl Formation {
+    /// The incarnation, as collectives write it on their frames.
+    pub(crate) fn membership(&self) -> Membership {
+        Membership { group: self.order.group.0, epoch: self.order.epoch.0 }
+    }
+
+    /// The KV cache every rank keeps.
+    pub(crate) fn cache(&self) -> CacheSize {
+        let Deployment { kv_blocks, block_tokens, context, .. } = &self.order.deployment;
+        CacheSize { blocks: *kv_blocks, block_tokens: *block_tokens, context: *context }
+    }
+}
+
+/// How a rank reaches its peers.
+pub(crate) enum Meeting {
+    /// All ranks are threads of this process.
+    Local(Box<dyn Link>),
+    /// Over TCP, from the device's own endpoint.
+    Tcp(Arc<Endpoint>),
+}
+
+/// Stops a rank's thread wherever it waits.
+#[derive(Clone, Default)]
+pub(crate) struct Stop {
+    stopped: Arc<AtomicBool>,
+    links: Arc<Mutex<Vec<AbortHandle>>>,
+    endpoints: Arc<Mutex<Vec<Arc<Endpoint>>>>,
+}
+
+impl Stop {
+    /// Ends loading, waiting and collectives.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        for link in self.links.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            link.abort();
+        }
+        for endpoint in self.endpoints.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            endpoint.cancel();
+        }
+    }
+
+    /// Whether it was told to stop.
+    pub(crate) fn stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    fn watch_endpoint(&self, endpoint: &Arc<Endpoint>) {
+        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        endpoints.push(Arc::clone(endpoint));
+    }
+
+    fn watch(&self, link: AbortHandle) {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).push(link.clone());
+        if self.stopped() {
+            link.abort();
+        }
+    }
+}
+
+/// Everything a rank's thread starts with.
+pub(crate) struct Setup {
+    pub(crate) rank: usize,
+    pub(crate) formation: Arc<Formation>,
+    pub(crate) spec: Arc<ModelSpec>,
+    pub(crate) checkpoint: Arc<Checkpoint>,
+    pub(crate) device: CpuDevice,
+    /// Taken when the rank has loaded.
+    pub(crate) meeting: Option<Meeting>,
+    pub(crate) stop: Stop,
+    pub(crate) reports: channel::UnboundedSender<Report>,
+}
+
+/// A loaded rank among its peers.
+pub(crate) struct Rank {
+    pub(crate) decoder: Decoder<CpuDevice>,
+    pub(crate) collective: Box<dyn Collective<CpuDevice>>,
+}
+
+impl Setup {
+    /// Tells the session, which may have ended; the rank will be stopped by then.
+    fn report(&self, report: Report) {
+        let _ = self.reports.send(report);
+    }
+
+    /// Loads, meets the peers and reports readiness; or the reason why not.
+    pub(crate) fn form(&mut self) -> Result<Rank, String> {
+        let decoder = self.load()?;
+        let collective = self.meet()?;
+        let FormGroup { group, epoch, .. } = self.formation.order;
+        self.report(Report::Ready { group, epoch, rank: self.rank });
+        Ok(Rank { decoder, collective })
+    }
+
+    /// Says that the rank ended, unless it was told to.
+    pub(crate) fn ended(&self, reason: String) {
+        if self.stop.stopped() {
+            return;
+        }
+        let FormGroup { group, epoch, .. } = self.formation.order;
+        tracing::error!(group = group.0, epoch = epoch.0, rank = self.rank, reason, "rank failed");
+        self.report(Report::Failed { group, epoch, rank: self.rank, reason });
+    }
+
+    fn load(&self) -> Result<Decoder<CpuDevice>, String> {
+        let FormGroup { group, epoch, deployment, plan, .. } = &self.formation.order;
+        let shape = RankShape {
+            stripes: plan.stripes,
+            plan: &plan.ranks[self.rank],
+            compute: deployment.compute,
+            cache: self.formation.cache(),
+        };
+        let mut progress = |p: LoadProgress| {
+            // Layers are alike, so the total follows from how far they are.
+            let bytes_total = p.bytes_read * p.layers_total as u64 / p.layers.max(1) as u64;
+            self.report(Report::Progress {
+                group: *group,
+                epoch: *epoch,
+                rank: self.rank,
+                bytes_read: p.bytes_read,
+                bytes_total,
+            });
+            !self.stop.stopped()
+        };
+        let device = self.device.clone();
+        let spec = Arc::clone(&self.spec);
+        Decoder::load(device, spec, shape, &self.checkpoint, &mut progress)
+            .map_err(|e| e.to_string())
+    }
+
+    fn meet(&mut self) -> Result<Box<dyn Collective<CpuDevice>>, String> {
+        let formation = &self.formation;
+        let plan = &formation.order.plan;
+        let meeting = self.meeting.take().ok_or("the rank has met its peers already")?;
+        let link: Box<dyn Link> = match meeting {
+            Meeting::Local(link) => link,
+            Meeting::Tcp(endpoint) => {
+                self.stop.watch_endpoint(&endpoint);
+                let link = endpoint
+                    .connect(formation.membership(), self.rank, &formation.meeting, MEET)
+                    .map_err(|e| e.to_string())?;
+                Box::new(link)
+            }
+        };
+        self.stop.watch(link.abort_handle());
+        let owners = plan.ranks.iter().map(|r| r.stripes.clone()).collect();
+        let collective =
+            TreeCollective::new(link, plan.stripes, owners).map_err(|e| e.to_string())?;
+        Ok(Box::new(collective))
+    }
+}
+
+/// Runs steps on a rank that does not lead, until the sender is gone or a step fails.
+pub(crate) fn follow(
+    rank: &mut Rank,
+    steps: &mpsc::Receiver<(Step, channel::UnboundedSender<StepDone>)>,
+) -> Result<(), String> {
+    while let Ok((step, done)) = steps.recv() {
+        let result = rank.decoder.forward(&step, rank.collective.as_mut(), &mut |_| {});
+        let error = result.err().map(|e| e.to_string());
+        // A leader that went away learns nothing; the coordinator decides what follows.
+        let _ = done.send(StepDone { number: step.number, error: error.clone() });
+        if let Some(reason) = error {
+            return Err(reason);
+        }
+    }
+    Ok(())
+}
+
+/// A step was run, or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StepDone {
+    pub(crate) number: u64,
+    pub(crate) error: Option<String>,
+}

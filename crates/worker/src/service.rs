@@ -1,0 +1,189 @@
+//! The gRPC service of a worker: generation on the leader, steps on every rank, counts.
+
+use std::pin::Pin;
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll};
+
+use cluster::{Epoch, GroupId};
+use engine::{Event, Rejected, SeqId};
+use tokio::sync::{mpsc as channel, oneshot};
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+use wire::{Generate, StepOrder, StepReport, pb};
+
+use crate::group::{Groups, NoGroup};
+use crate::leader::{Command, GroupGone};
+use crate::rank::StepDone;
+
+/// Room in an answer's channel beyond its tokens: the end, and an error.
+const SPARE: usize = 8;
+
+/// Serves the groups of this worker.
+pub(crate) struct Service {
+    pub(crate) groups: Arc<Groups>,
+}
+
+impl From<NoGroup> for Status {
+    fn from(error: NoGroup) -> Self {
+        match error {
+            NoGroup::OtherEpoch { .. } => Status::failed_precondition(error.to_string()),
+            NoGroup::Unknown(_) | NoGroup::OtherRank { .. } => {
+                Status::unavailable(error.to_string())
+            }
+        }
+    }
+}
+
+fn gone() -> Status {
+    Status::unavailable("the group ended")
+}
+
+fn refused(rejected: &Rejected) -> Status {
+    match rejected {
+        Rejected::QueueFull { .. } => Status::resource_exhausted(rejected.to_string()),
+        _ => Status::invalid_argument(rejected.to_string()),
+    }
+}
+
+type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl pb::worker_server::Worker for Service {
+    type GenerateStream = Answer;
+    type StepsStream = Boxed<pb::StepReport>;
+
+    async fn generate(
+        &self,
+        request: Request<pb::GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
+        let Generate { group, epoch, request_id, request } =
+            Generate::from_wire(request.into_inner())?;
+        let leader = self.groups.leader(group, epoch)?;
+        let echoed = request.prompt_logprobs.map_or(0, |_| request.prompt.len());
+        let capacity = room(request.stop.max_tokens, echoed)?;
+        let (events, incoming) = channel::channel(capacity);
+        let (reply, submitted) = oneshot::channel();
+        let command = Command::Submit { request: Box::new(request), events, reply };
+        leader.send(command).map_err(|_| gone())?;
+        let seq = submitted.await.map_err(|_| gone())?.map_err(|r| refused(&r))?;
+        tracing::debug!(request_id, seq = seq.0, "sequence submitted");
+        Ok(Response::new(Answer { group, epoch, incoming, cancel: Some((seq, leader)) }))
+    }
+
+    async fn steps(
+        &self,
+        request: Request<Streaming<pb::StepPlan>>,
+    ) -> Result<Response<Self::StepsStream>, Status> {
+        let mut plans = request.into_inner();
+        let groups = Arc::clone(&self.groups);
+        let (done, finished) = channel::unbounded_channel();
+        let (reports, outgoing) = channel::channel(16);
+        tokio::spawn(async move {
+            let mut finished = UnboundedReceiverStream::new(finished);
+            let mut origin = None;
+            loop {
+                let report = tokio::select! {
+                    plan = plans.next() => match plan {
+                        Some(Ok(plan)) => match hand_over(&groups, plan, &done) {
+                            Ok(order) => {
+                                origin = Some(order);
+                                continue;
+                            }
+                            Err(status) => Err(status),
+                        },
+                        // The leader is gone; the coordinator decides what follows.
+                        Some(Err(_)) | None => return,
+                    },
+                    Some(step) = finished.next() => {
+                        let StepDone { number, error } = step;
+                        let Some((group, epoch, rank)) = origin else { continue };
+                        Ok(StepReport { group, epoch, rank, number, error }.to_wire())
+                    }
+                };
+                let last = report.is_err();
+                if reports.send(report).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn counts(
+        &self,
+        request: Request<pb::CountsRequest>,
+    ) -> Result<Response<pb::CountsReply>, Status> {
+        let pb::CountsRequest { group, epoch } = request.into_inner();
+        let leader = self.groups.leader(GroupId(group), Epoch(epoch))?;
+        let (reply, counted) = oneshot::channel();
+        leader.send(Command::Counts(reply)).map_err(|_| gone())?;
+        let (counts, integrity) = counted.await.map_err(|_| gone())?;
+        let integrity = integrity.err().unwrap_or_default();
+        Ok(Response::new(wire::counts_to_wire(&counts, integrity)))
+    }
+}
+
+/// Room for a whole answer, so that a slow reader never holds up the leader.
+fn room(max_tokens: usize, echoed: usize) -> Result<usize, Status> {
+    let room = max_tokens.checked_add(echoed).and_then(|n| n.checked_add(SPARE));
+    room.filter(|n| *n <= tokio::sync::Semaphore::MAX_PERMITS)
+        .ok_or_else(|| Status::invalid_argument("max_tokens is out of range"))
+}
+
+/// Passes one step to its rank; returns which rank of which incarnation that is.
+fn hand_over(
+    groups: &Groups,
+    plan: pb::StepPlan,
+    done: &channel::UnboundedSender<StepDone>,
+) -> Result<(GroupId, Epoch, usize), Status> {
+    let StepOrder { group, epoch, rank, step } = StepOrder::from_wire(plan)?;
+    let steps = groups.steps(group, epoch, rank)?;
+    steps.send((step, done.clone())).map_err(|_| gone())?;
+    Ok((group, epoch, rank))
+}
+
+/// A sequence's events as they come. Dropped before the end, it cancels the sequence.
+pub(crate) struct Answer {
+    group: GroupId,
+    epoch: Epoch,
+    incoming: channel::Receiver<Result<Event, GroupGone>>,
+    cancel: Option<(SeqId, mpsc::Sender<Command>)>,
+}
+
+impl Stream for Answer {
+    type Item = Result<pb::GenerateEvent, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let answer = self.get_mut();
+        if answer.cancel.is_none() {
+            return Poll::Ready(None);
+        }
+        let item = match std::task::ready!(answer.incoming.poll_recv(cx)) {
+            Some(Ok(event)) => {
+                if matches!(event, Event::Finished { .. }) {
+                    answer.cancel = None;
+                }
+                Ok(wire::event_to_wire(answer.group, answer.epoch, &event))
+            }
+            Some(Err(end)) => {
+                answer.cancel = None;
+                Err(Status::unavailable(end.to_string()))
+            }
+            None => {
+                answer.cancel = None;
+                Err(gone())
+            }
+        };
+        Poll::Ready(Some(item))
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some((seq, leader)) = self.cancel.take() {
+            // A leader that ended has no sequences.
+            let _ = leader.send(Command::Cancel(seq));
+        }
+    }
+}
