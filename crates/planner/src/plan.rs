@@ -245,8 +245,12 @@ pub fn plan(spec: &ModelSpec, nodes: &[NodeSpec], limits: &Limits) -> Result<Sha
     if shortages.is_empty() {
         return Ok(ShardPlan { stripes, ranks });
     }
+    // What a run takes does not depend on the rank, so it is worked out once for all of them.
+    let sizes: Vec<Vec<u64>> = (0..stripes)
+        .map(|begin| (begin + 1..=stripes).map(|end| needed(&rank_plan(0, begin, end))).collect())
+        .collect();
     let fits = |rank: usize, begin: usize, end: usize| {
-        needed(&rank_plan(rank, begin, end)) <= devices[rank].spec.memory_bytes
+        sizes[begin][end - begin - 1] <= devices[rank].spec.memory_bytes
     };
     match split::fitting(stripes, &weights, &ideal, fits) {
         Some(shares) => Ok(ShardPlan { stripes, ranks: by_shares(&shares, rank_plan) }),

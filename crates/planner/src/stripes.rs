@@ -15,6 +15,10 @@ use crate::PlanError;
 /// Stripes where the heads allow and nobody says otherwise.
 const DEFAULT: usize = 8;
 
+/// The most stripes of any model. Planning takes time in their third power, and no published model
+/// has more heads.
+const LIMIT: usize = 256;
+
 /// Columns of one 8-bit block along the inner dimension.
 const INT8_BLOCK: usize = 32;
 
@@ -30,10 +34,10 @@ pub enum Slice {
 }
 
 /// The most stripes the model can be cut into: one query head, feed-forward column and vocabulary
-/// row for each at the least.
+/// row for each at the least, and no more than 256.
 pub fn max_count(spec: &ModelSpec) -> usize {
     let layers = spec.layers.iter().map(|layer| grouped(layer).heads.min(width(layer)));
-    layers.fold(spec.vocab, usize::min)
+    layers.fold(spec.vocab.min(LIMIT), usize::min)
 }
 
 /// The default number of stripes: 8, or fewer where the model has less than 8 heads (then the

@@ -169,6 +169,30 @@ fn absurd_caches_do_not_fit() {
     assert!(matches!(refused, Err(PlanError::DoesNotFit { .. })));
 }
 
+/// The largest cut and the most ranks, with a device so small that all splits are looked at.
+#[test]
+fn the_largest_plan_takes_little_time() {
+    let spec = ModelSpec::from_config(
+        r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "head_dim": 2,
+            "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 1024,
+            "max_position_embeddings": 1024, "vocab_size": 32000}"#,
+    )
+    .unwrap();
+    let devices = vec![(GIB, 1.0); 128];
+    let limits = Limits { stripes: Some(256), ..limits(None) };
+    let even = plan(&spec, &nodes(&devices), &limits).unwrap();
+    assert_eq!(shares(&even), [2; 128]);
+    let mut devices = devices;
+    devices[0].0 = even.ranks[0].weight_bytes + even.ranks[0].kv_bytes - 1;
+    let moved = plan(&spec, &nodes(&devices), &limits).unwrap();
+    assert_eq!((moved.ranks[0].stripes.len(), moved.check(&spec)), (1, Ok(())));
+    assert_eq!(shares(&moved).iter().max(), Some(&3));
+    assert_eq!(
+        plan(&spec, &nodes(&devices), &Limits { stripes: Some(257), ..limits }),
+        Err(PlanError::Stripes { stripes: 257, max: 256 })
+    );
+}
+
 #[test]
 fn impossible_wishes() {
     let spec = llama();
