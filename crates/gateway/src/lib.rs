@@ -1,1 +1,58 @@
-//! placeholder
+//! HTTP in, tokens out: the OpenAI-compatible gateway.
+//!
+//! ```text
+//! routes ─> api (parse, check) ─> tokenizer, template ─> generate ─> leader (gRPC)
+//!                                                            │
+//! client <─ stream (SSE, or whole) <─ stop <─ detokenizer <──┘
+//! ```
+//! [`serve`] takes its listener, its configuration, a view of the cluster and its shutdown. Each
+//! request becomes sequences; each sequence is one gRPC stream to the leader of the group that
+//! serves, and keeps its token log, from which it could be resumed.
+//!
+//! Decisions worth knowing: unknown request fields are refused by name rather than ignored; raw
+//! completions prompts may hold control tokens, texts in chats never become any; parameters that a
+//! request leaves out come from the model's `generation_config.json` unless that says
+//! `do_sample: false`.
+#![forbid(unsafe_code)]
+
+mod api;
+mod clock;
+mod config;
+mod defaults;
+mod detokenizer;
+mod error;
+mod gateway;
+mod generate;
+mod leader;
+mod metrics;
+mod routes;
+mod server;
+mod specials;
+mod stop;
+mod stream;
+mod template;
+mod tokenizer;
+
+use std::sync::Arc;
+
+use cluster::ClusterState;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+pub use config::{GatewayConfig, GatewayError, ModelFiles, RequestLimits};
+
+/// Serves the API on `listener` until `shutdown` completes, then lets open answers end for at
+/// most `config.limits.drain`.
+///
+/// # Errors
+/// The model's files cannot be used, or the listener failed for good.
+pub async fn serve(
+    listener: TcpListener,
+    config: GatewayConfig,
+    view: watch::Receiver<Arc<ClusterState>>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), GatewayError> {
+    let gateway = Arc::new(gateway::Gateway::new(config, view)?);
+    let limits = gateway.config.limits.clone();
+    server::run(listener, routes::router(gateway), &limits, shutdown).await
+}

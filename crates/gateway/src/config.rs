@@ -1,0 +1,124 @@
+//! What the gateway is told at start: names, model files and the limits of a request.
+
+use std::time::Duration;
+
+/// Everything [`crate::serve`] needs beside its listener and the cluster's view.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// Names that requests may use; the first is the deployment's own and the one listed.
+    pub served_names: Vec<String>,
+    /// The tokenizer and what belongs to it, as read from the model directory.
+    pub files: ModelFiles,
+    /// Most tokens of prompt and answer together.
+    pub context: usize,
+    /// Size of the model's vocabulary; token ids in requests must lie below it.
+    pub vocab: usize,
+    /// The id that opens a text, where the model has one.
+    pub bos: Option<u32>,
+    /// Ids that end an answer unless the request says `ignore_eos`.
+    pub eos: Vec<u32>,
+    /// What one request may ask for.
+    pub limits: RequestLimits,
+}
+
+/// Contents of the files beside the weights. Untrusted: nothing in them is executed but the
+/// chat template, and that under limits.
+#[derive(Debug, Clone, Default)]
+pub struct ModelFiles {
+    /// `tokenizer.json`.
+    pub tokenizer_json: Vec<u8>,
+    /// `tokenizer_config.json`.
+    pub tokenizer_config: Option<String>,
+    /// `chat_template.jinja`; wins over the one in `tokenizer_config.json`.
+    pub chat_template: Option<String>,
+    /// `generation_config.json`: defaults of the sampling parameters.
+    pub generation_config: Option<String>,
+}
+
+/// Caps that hold before memory is spent on a request.
+#[derive(Debug, Clone)]
+pub struct RequestLimits {
+    /// Bytes of a request body.
+    pub body_bytes: usize,
+    /// Choices per prompt.
+    pub choices: usize,
+    /// Prompts in one completions request.
+    pub batch: usize,
+    /// Choices over all prompts of one request.
+    pub sequences: usize,
+    /// Stop strings.
+    pub stops: usize,
+    /// Bytes of one stop string.
+    pub stop_bytes: usize,
+    /// Stop token ids.
+    pub stop_ids: usize,
+    /// Entries of `logit_bias`.
+    pub logit_bias: usize,
+    /// Messages in a chat.
+    pub messages: usize,
+    /// Steps that a chat template may take.
+    pub template_fuel: u64,
+    /// Bytes that a chat template may write.
+    pub template_bytes: usize,
+    /// Tokenising jobs that run at once; others wait.
+    pub tokenizing: usize,
+    /// Open connections; further ones wait to be accepted.
+    pub connections: usize,
+    /// How long a client may take to send a request's head, and then its body.
+    pub receive_timeout: Duration,
+    /// How long open answers may go on after shutdown was asked for.
+    pub drain: Duration,
+}
+
+impl Default for RequestLimits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 4 << 20,
+            choices: 8,
+            batch: 64,
+            sequences: 128,
+            stops: 16,
+            stop_bytes: 256,
+            stop_ids: 128,
+            logit_bias: 1024,
+            messages: 4096,
+            template_fuel: 5_000_000,
+            template_bytes: 8 << 20,
+            tokenizing: 2,
+            connections: 1024,
+            receive_timeout: Duration::from_secs(30),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why the gateway could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// No name to serve under.
+    #[error("the list of served model names is empty")]
+    NoName,
+    /// `tokenizer.json` cannot be used.
+    #[error("tokenizer.json cannot be used: {reason}")]
+    Tokenizer {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A JSON file beside the weights is broken.
+    #[error("{file} cannot be used: {reason}")]
+    ModelFile {
+        /// The file's plain name.
+        file: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The chat template does not parse.
+    #[error("the chat template cannot be used: {reason}")]
+    Template {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The listening socket failed.
+    #[error("the listening socket failed")]
+    Listen(#[source] std::io::Error),
+}

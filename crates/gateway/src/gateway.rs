@@ -1,0 +1,296 @@
+//! What all requests share, and the way from a parsed request to its running sequences.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use cluster::{ClusterState, Route};
+use engine::{Request, StopRules};
+use futures::future::try_join_all;
+use serde_json::Value;
+use tokio::sync::{Semaphore, watch};
+
+use crate::api::chat::{ChatRequest, Conversation};
+use crate::api::completions::CompletionsRequest;
+use crate::api::fields::Prompt;
+use crate::api::options::{Options, Rules};
+use crate::clock::unix_seconds;
+use crate::config::{GatewayConfig, GatewayError};
+use crate::defaults::SamplingDefaults;
+use crate::error::ApiError;
+use crate::generate::{Job, Sequence, TextRules};
+use crate::leader::Leaders;
+use crate::metrics::Metrics;
+use crate::template::{ChatTemplate, Rendering};
+use crate::tokenizer::Tokenizer;
+
+/// How long a scrape waits for the group leader's counts.
+const COUNTS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What all requests share.
+pub(crate) struct Gateway {
+    pub(crate) config: GatewayConfig,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) metrics: Metrics,
+    /// Unix seconds of the start, which models carry as their date.
+    pub(crate) created: u64,
+    name: String,
+    template: Option<Arc<ChatTemplate>>,
+    defaults: SamplingDefaults,
+    view: watch::Receiver<Arc<ClusterState>>,
+    leaders: Leaders,
+    tokenizing: Arc<Semaphore>,
+}
+
+impl Gateway {
+    pub(crate) fn new(
+        config: GatewayConfig,
+        view: watch::Receiver<Arc<ClusterState>>,
+    ) -> Result<Self, GatewayError> {
+        let name = config.served_names.first().ok_or(GatewayError::NoName)?.clone();
+        let files = &config.files;
+        Ok(Self {
+            tokenizer: Arc::new(Tokenizer::new(&files.tokenizer_json)?),
+            metrics: Metrics::new(&name),
+            created: unix_seconds(SystemTime::now()),
+            template: ChatTemplate::new(files, &config.limits)?.map(Arc::new),
+            defaults: SamplingDefaults::new(files.generation_config.as_deref())?,
+            tokenizing: Arc::new(Semaphore::new(config.limits.tokenizing.max(1))),
+            leaders: Leaders::default(),
+            name,
+            view,
+            config,
+        })
+    }
+
+    /// What requests are checked against.
+    pub(crate) fn rules(&self) -> Rules<'_> {
+        Rules {
+            limits: &self.config.limits,
+            defaults: &self.defaults,
+            vocab: self.config.vocab,
+            context: self.config.context,
+        }
+    }
+
+    /// Refuses names that are not served.
+    pub(crate) fn check_model(&self, model: &str) -> Result<(), ApiError> {
+        let served = self.config.served_names.iter().any(|name| name == model);
+        if served { Ok(()) } else { Err(ApiError::no_model()) }
+    }
+
+    /// The group that serves, or why none does.
+    pub(crate) fn route(&self) -> Result<Route, ApiError> {
+        let state = self.view.borrow().clone();
+        state.route(&self.name).ok_or_else(|| {
+            let reason = cluster::waiting_for(&state);
+            let reason = reason.unwrap_or_else(|| "no group serves the model".to_owned());
+            ApiError::unavailable(format!("the model is not ready: {reason}"))
+        })
+    }
+
+    /// The text of a scrape.
+    pub(crate) async fn scrape(&self) -> String {
+        let counts = match self.route() {
+            Ok(route) => self.leaders.counts(&route, COUNTS_TIMEOUT).await,
+            Err(_) => None,
+        };
+        self.metrics.text(counts.as_ref())
+    }
+
+    /// Runs tokenising work on a thread of its own, a few at a time. A panic of the libraries on
+    /// some text fails that request alone.
+    pub(crate) async fn tokenizing<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let permit = Arc::clone(&self.tokenizing).acquire_owned().await;
+        let failed = || ApiError::internal("the text could not be tokenised");
+        let permit = permit.map_err(|_| failed())?;
+        let job = tokio::task::spawn_blocking(move || {
+            // Held by the thread: a client that leaves does not free a busy thread's place.
+            let _permit = permit;
+            work()
+        });
+        job.await.map_err(|_| failed())?
+    }
+
+    /// Ids of completions prompts, in order. Ids that were sent are checked.
+    pub(crate) async fn prompt_ids(
+        &self,
+        prompts: Vec<Prompt>,
+        add_special: bool,
+    ) -> Result<Vec<Arc<Vec<u32>>>, ApiError> {
+        let tokenizer = Arc::clone(&self.tokenizer);
+        let vocab = self.config.vocab;
+        let known = move |id: &u32| usize::try_from(*id).is_ok_and(|id| id < vocab);
+        self.tokenizing(move || {
+            let ids = |prompt| match prompt {
+                Prompt::Text(text) => tokenizer.encode(&text, add_special).map(Arc::new),
+                Prompt::Ids(ids) if ids.iter().all(known) => Ok(Arc::new(ids)),
+                Prompt::Ids(_) => {
+                    let message = format!("'prompt' must hold token ids below {vocab}");
+                    Err(ApiError::invalid("prompt", message))
+                }
+            };
+            prompts.into_iter().map(ids).collect()
+        })
+        .await
+    }
+
+    /// Ids of a chat as the model's template writes it.
+    pub(crate) async fn chat_ids(&self, chat: Conversation) -> Result<Arc<Vec<u32>>, ApiError> {
+        let tokenizer = Arc::clone(&self.tokenizer);
+        let Some(template) = self.template.clone() else {
+            let message = "this model has no chat template; use /v1/completions";
+            return Err(ApiError::invalid("messages", message));
+        };
+        let now = SystemTime::now();
+        let ids = move || chat_ids(chat, &template, &tokenizer, now).map(Arc::new);
+        self.tokenizing(ids).await
+    }
+
+    /// The sequences of a completions request: those of prompt `p` are `p * n ..`.
+    pub(crate) fn completion_jobs(
+        &self,
+        request: &CompletionsRequest,
+        prompts: &[Arc<Vec<u32>>],
+    ) -> Result<Vec<Job>, ApiError> {
+        let mut jobs = Vec::new();
+        for (ids, sent) in prompts.iter().zip(&request.prompts) {
+            let max_tokens = request.max_tokens(ids.len(), self.config.context)?;
+            let echo = request.echo.then(|| match sent {
+                Prompt::Text(text) => Some(text.clone()),
+                Prompt::Ids(_) => None,
+            });
+            let prompt_logprobs = request.logprobs.filter(|_| request.echo);
+            self.add_jobs(&mut jobs, &request.options, ids, |request_of, text| {
+                request_of.stop.max_tokens = max_tokens;
+                request_of.logprobs = request.logprobs;
+                request_of.prompt_logprobs = prompt_logprobs;
+                text.echo.clone_from(&echo);
+            })?;
+        }
+        Ok(jobs)
+    }
+
+    /// The sequences of a chat request.
+    pub(crate) fn chat_jobs(
+        &self,
+        request: &ChatRequest,
+        ids: &Arc<Vec<u32>>,
+    ) -> Result<Vec<Job>, ApiError> {
+        let max_tokens = request.max_tokens(ids.len(), self.config.context)?;
+        let mut jobs = Vec::new();
+        self.add_jobs(&mut jobs, &request.options, ids, |request_of, _| {
+            request_of.stop.max_tokens = max_tokens;
+            request_of.logprobs = request.logprobs;
+        })?;
+        Ok(jobs)
+    }
+
+    fn add_jobs(
+        &self,
+        jobs: &mut Vec<Job>,
+        options: &Options,
+        prompt: &Arc<Vec<u32>>,
+        complete: impl Fn(&mut Request, &mut TextRules),
+    ) -> Result<(), ApiError> {
+        let eos = if options.ignore_eos { &[][..] } else { &self.config.eos };
+        let stop_ids = eos.iter().chain(&options.stop_ids).copied().collect();
+        let mut request = Request {
+            prompt: prompt.to_vec(),
+            sampling: options.sampling.clone(),
+            stop: StopRules { max_tokens: 0, min_tokens: options.min_tokens, stop_ids },
+            logprobs: None,
+            prompt_logprobs: None,
+        };
+        let mut text = TextRules {
+            stops: options.stops.clone(),
+            include_stop: options.include_stop,
+            skip_special: options.skip_special,
+            echo: None,
+        };
+        complete(&mut request, &mut text);
+        if request.stop.min_tokens > request.stop.max_tokens {
+            let message = format!(
+                "'min_tokens' must be at most the {} tokens to generate",
+                request.stop.max_tokens
+            );
+            return Err(ApiError::invalid("min_tokens", message));
+        }
+        for choice in 0..options.choices {
+            request.sampling.choice = u32::try_from(choice).unwrap_or(u32::MAX);
+            jobs.push(Job {
+                index: jobs.len(),
+                request: request.clone(),
+                text: text.clone(),
+                named_stops: options.stop_ids.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Starts all sequences of a request; where one is refused, all are dropped.
+    pub(crate) async fn open(
+        &self,
+        route: &Route,
+        request_id: &str,
+        jobs: Vec<Job>,
+    ) -> Result<Vec<Sequence>, ApiError> {
+        let open = jobs.into_iter().map(|job| {
+            let meter = self.metrics.meter(job.request.prompt.len());
+            let context = (Arc::clone(&self.tokenizer), meter);
+            Sequence::open(&self.leaders, route, request_id, job, context)
+        });
+        try_join_all(open).await
+    }
+}
+
+/// Renders and encodes a chat. Texts of the caller are guarded against control tokens.
+fn chat_ids(
+    mut chat: Conversation,
+    template: &ChatTemplate,
+    tokenizer: &Tokenizer,
+    now: SystemTime,
+) -> Result<Vec<u32>, ApiError> {
+    let marker = tokenizer.marker();
+    for message in &mut chat.messages {
+        for (name, value) in message.as_object_mut().into_iter().flatten() {
+            if name != "role" {
+                guard(value, &|text| tokenizer.guard(text, &marker));
+            } else if *value == "developer" && !template.knows_developer() {
+                *value = Value::from("system");
+            }
+        }
+    }
+    for (_, value) in &mut chat.variables {
+        guard(value, &|text| tokenizer.guard(text, &marker));
+    }
+    let rendering = Rendering {
+        messages: &chat.messages,
+        add_generation_prompt: chat.add_generation_prompt,
+        continue_final: chat.continue_final,
+        variables: &chat.variables,
+        now,
+    };
+    let text = template.render(&rendering, &marker)?;
+    tokenizer.encode_chat(&text, &marker)
+}
+
+/// Guards every string in a value.
+fn guard(value: &mut Value, with: &impl Fn(&str) -> String) {
+    match value {
+        Value::String(text) => *text = with(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| guard(item, with)),
+        Value::Object(fields) => {
+            let entries = std::mem::take(fields).into_iter();
+            *fields = entries
+                .map(|(name, mut value)| {
+                    guard(&mut value, with);
+                    (with(&name), value)
+                })
+                .collect();
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,85 @@
+//! The gateway's side of the Worker service of a group leader: connections kept by address.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use cluster::Route;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+use wire::pb::worker_client::WorkerClient;
+use wire::{pb, transport};
+
+use crate::error::ApiError;
+
+/// Bytes of one answer that may wait for a slow client; then its leader pauses sending it.
+const STREAM_WINDOW: u32 = 64 << 10;
+/// Bytes of all answers of a connection: large, so that one slow client holds up no other.
+const CONNECTION_WINDOW: u32 = 256 << 20;
+/// Connections kept; groups move rarely.
+const KEPT: usize = 16;
+
+/// Connections to leaders. Cloning a channel is cheap; it reconnects by itself.
+#[derive(Debug, Default)]
+pub(crate) struct Leaders {
+    channels: Mutex<BTreeMap<String, Channel>>,
+}
+
+impl Leaders {
+    fn client(&self, route: &Route) -> Result<WorkerClient<Channel>, ApiError> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let channel = match channels.get(&route.leader_address) {
+            Some(channel) => channel.clone(),
+            None => {
+                let channel = endpoint(&route.leader_address)?.connect_lazy();
+                if channels.len() >= KEPT {
+                    channels.clear();
+                }
+                channels.insert(route.leader_address.clone(), channel.clone());
+                channel
+            }
+        };
+        Ok(transport::worker_client(channel))
+    }
+
+    /// Starts a sequence. Dropping the stream cancels it.
+    pub(crate) async fn generate(
+        &self,
+        route: &Route,
+        request: pb::GenerateRequest,
+    ) -> Result<Streaming<pb::GenerateEvent>, ApiError> {
+        let mut client = self.client(route)?;
+        let answer = client.generate(request).await.map_err(|status| refusal(&status))?;
+        Ok(answer.into_inner())
+    }
+
+    /// The scheduler's counts, where the leader tells them in time.
+    pub(crate) async fn counts(&self, route: &Route, within: Duration) -> Option<pb::CountsReply> {
+        let mut client = self.client(route).ok()?;
+        let request = pb::CountsRequest { group: route.group.0, epoch: route.epoch.0 };
+        let answer = tokio::time::timeout(within, client.counts(request)).await;
+        Some(answer.ok()?.ok()?.into_inner())
+    }
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, ApiError> {
+    let endpoint = transport::endpoint(address)
+        .map_err(|_| ApiError::internal("the group's address is not one"))?;
+    Ok(endpoint
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW))
+}
+
+/// What a client is told for a leader's status. Transport texts hold addresses and stay here.
+pub(crate) fn refusal(status: &Status) -> ApiError {
+    match status.code() {
+        Code::InvalidArgument => ApiError::malformed(status.message().to_owned(), None),
+        Code::ResourceExhausted => {
+            ApiError::busy("too many requests are waiting; try again later".to_owned())
+        }
+        code => {
+            tracing::warn!(?code, message = status.message(), "a group leader refused or left");
+            ApiError::interrupted()
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The route table, and each route's few lines.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{MatchedPath, Path, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Router};
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::api::chat::{ChatRequest, ChatWriter};
+use crate::api::completions::{CompletionsRequest, CompletionsWriter};
+use crate::api::models;
+use crate::api::options::Options;
+use crate::api::shape::{Identity, Usage};
+use crate::api::tokens::{DetokenizeRequest, Input, TokenizeRequest};
+use crate::clock::unix_seconds;
+use crate::detokenizer::Detokenizer;
+use crate::error::ApiError;
+use crate::gateway::Gateway;
+use crate::stream::{Writer, collect, respond};
+
+type Shared = State<Arc<Gateway>>;
+type Answer = Result<Response, ApiError>;
+
+/// The id of a request, in its headers, its answer's id and the logs.
+#[derive(Debug, Clone)]
+struct RequestId(String);
+
+/// Every route there is.
+pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
+    Router::new()
+        .route("/v1/models", get(list_models))
+        .route("/v1/models/{*id}", get(one_model))
+        .route("/v1/completions", post(completions))
+        .route("/v1/chat/completions", post(chat))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+        .route("/health", get(health))
+        .route("/readyz", get(health))
+        .route("/livez", get(alive))
+        .route("/version", get(version))
+        .route("/metrics", get(metrics))
+        .fallback(async || ApiError::no_route())
+        .method_not_allowed_fallback(async || ApiError::no_method())
+        .layer(from_fn_with_state(Arc::clone(&gateway), identify))
+        .with_state(gateway)
+}
+
+/// Gives every request an id and counts its answer.
+async fn identify(State(gateway): Shared, mut request: Request, next: Next) -> Response {
+    let id = Uuid::new_v4().simple().to_string();
+    let matched = request.extensions().get::<MatchedPath>();
+    let route = matched.map_or("none", MatchedPath::as_str).to_owned();
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let mut response = next.run(request).await;
+    let status = response.status().as_u16();
+    gateway.metrics.answered(&route, status);
+    tracing::debug!(%id, %route, status, "answered");
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(HeaderName::from_static("x-request-id"), value);
+    }
+    response
+}
+
+/// Reads a JSON body within the limits of size and time.
+async fn read_body(gateway: &Gateway, request: Request) -> Result<Bytes, ApiError> {
+    let limits = &gateway.config.limits;
+    check_head(request.headers(), limits.body_bytes)?;
+    let read = gather(request.into_body(), limits.body_bytes);
+    let read = tokio::time::timeout(limits.receive_timeout, read);
+    read.await.map_err(|_| ApiError::slow_body())?
+}
+
+/// Refuses by head what need not be read.
+fn check_head(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let kind = header(header::CONTENT_TYPE).unwrap_or("application/json");
+    // Browsers send other types to foreign sites without asking them first.
+    let kind = kind.split(';').next().unwrap_or("").trim();
+    if !kind.eq_ignore_ascii_case("application/json") {
+        return Err(ApiError::media_type());
+    }
+    let announced = header(header::CONTENT_LENGTH).and_then(|n| n.parse::<usize>().ok());
+    if announced.is_some_and(|n| n > limit) {
+        return Err(ApiError::too_large(limit));
+    }
+    Ok(())
+}
+
+async fn gather(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    let mut bytes = BytesMut::new();
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk
+            .map_err(|_| ApiError::malformed("the request body ended early".to_owned(), None))?;
+        if chunk.len() > limit - bytes.len() {
+            return Err(ApiError::too_large(limit));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes.freeze())
+}
+
+async fn list_models(State(gateway): Shared) -> Json<Value> {
+    let config = &gateway.config;
+    Json(models::list(&config.served_names, gateway.created, config.context))
+}
+
+async fn one_model(State(gateway): Shared, Path(id): Path<String>) -> Answer {
+    gateway.check_model(&id)?;
+    let config = &gateway.config;
+    let root = config.served_names.first().map_or("", String::as_str);
+    Ok(Json(models::card(&id, root, gateway.created, config.context)).into_response())
+}
+
+fn identity(prefix: &str, id: &RequestId, options: &Options) -> Identity {
+    Identity {
+        id: format!("{prefix}-{}", id.0),
+        created: unix_seconds(std::time::SystemTime::now()),
+        model: options.model.clone(),
+    }
+}
+
+async fn completions(
+    State(gateway): Shared,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Answer {
+    let body = read_body(&gateway, request).await?;
+    let request = CompletionsRequest::parse(&body, &gateway.rules())?;
+    drop(body);
+    gateway.check_model(&request.options.model)?;
+    let ids = gateway.prompt_ids(request.prompts.clone(), request.add_special).await?;
+    let jobs = gateway.completion_jobs(&request, &ids)?;
+    let options = &request.options;
+    let prompts = jobs.iter().map(|job| Arc::clone(&ids[job.index / options.choices])).collect();
+    let writer = CompletionsWriter {
+        identity: identity("cmpl", &id, options),
+        tokenizer: Arc::clone(&gateway.tokenizer),
+        as_ids: options.tokens_as_ids,
+        logprobs: request.logprobs.is_some(),
+        prompt_ids: options.return_ids.then_some(prompts),
+    };
+    let route = gateway.route()?;
+    let sequences = gateway.open(&route, &id.0, jobs).await?;
+    let prompt = ids.iter().map(|ids| ids.len()).sum();
+    if let Some(stream) = options.stream {
+        return Ok(respond(Writer::Completions(writer), sequences, stream, prompt));
+    }
+    let pieces = collect(sequences).await?;
+    let completion = pieces.iter().map(|piece| piece.tokens.len()).sum();
+    Ok(Json(writer.whole(&pieces, Usage { prompt, completion })).into_response())
+}
+
+async fn chat(
+    State(gateway): Shared,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Answer {
+    let body = read_body(&gateway, request).await?;
+    let request = ChatRequest::parse(&body, &gateway.rules())?;
+    drop(body);
+    gateway.check_model(&request.options.model)?;
+    let ids = gateway.chat_ids(request.conversation.clone()).await?;
+    let jobs = gateway.chat_jobs(&request, &ids)?;
+    let options = &request.options;
+    let writer = ChatWriter {
+        identity: identity("chatcmpl", &id, options),
+        tokenizer: Arc::clone(&gateway.tokenizer),
+        as_ids: options.tokens_as_ids,
+        logprobs: request.logprobs.is_some(),
+        prompt_ids: options.return_ids.then(|| Arc::clone(&ids)),
+    };
+    let route = gateway.route()?;
+    let sequences = gateway.open(&route, &id.0, jobs).await?;
+    let prompt = ids.len();
+    if let Some(stream) = options.stream {
+        return Ok(respond(Writer::Chat(writer), sequences, stream, prompt));
+    }
+    let pieces = collect(sequences).await?;
+    let completion = pieces.iter().map(|piece| piece.tokens.len()).sum();
+    Ok(Json(writer.whole(&pieces, Usage { prompt, completion })).into_response())
+}
+
+async fn tokenize(State(gateway): Shared, request: Request) -> Answer {
+    let body = read_body(&gateway, request).await?;
+    let mut request = TokenizeRequest::parse(&body, &gateway.rules())?;
+    request.model.as_deref().map_or(Ok(()), |model| gateway.check_model(model))?;
+    let empty = Input::Text { text: String::new(), add_special: false };
+    let ids = match std::mem::replace(&mut request.input, empty) {
+        Input::Chat(chat) => gateway.chat_ids(chat).await?.to_vec(),
+        Input::Text { text, add_special } => {
+            let tokenizer = Arc::clone(&gateway.tokenizer);
+            gateway.tokenizing(move || tokenizer.encode(&text, add_special)).await?
+        }
+    };
+    let context = gateway.config.context;
+    Ok(Json(request.answer(&ids, &gateway.tokenizer, context)).into_response())
+}
+
+async fn detokenize(State(gateway): Shared, request: Request) -> Answer {
+    let body = read_body(&gateway, request).await?;
+    let request = DetokenizeRequest::parse(&body, &gateway.rules())?;
+    request.model.as_deref().map_or(Ok(()), |model| gateway.check_model(model))?;
+    let tokenizer = Arc::clone(&gateway.tokenizer);
+    let text = move || Ok(Detokenizer::all(&tokenizer, &request.ids, false));
+    let text = gateway.tokenizing(text).await?;
+    Ok(Json(json!({"prompt": text})).into_response())
+}
+
+/// Healthy means that a request would be served.
+async fn health(State(gateway): Shared) -> Answer {
+    gateway.route()?;
+    Ok(Json(json!({"status": "ok"})).into_response())
+}
+
+/// The process answers, whatever the cluster does.
+async fn alive() -> Response {
+    (StatusCode::OK, Json(json!({"status": "ok"}))).into_response()
+}
+
+async fn version() -> Json<Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
+async fn metrics(State(gateway): Shared) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], gateway.scrape().await).into_response()
+}

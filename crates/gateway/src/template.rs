@@ -1,0 +1,374 @@
+//! Chat templates: the model's own Jinja program over a list of messages, under limits.
+//!
+//! The program comes with the model and is not trusted: it can reach no file, its steps and its
+//! output are limited, and what it raises is told to the client as its own refusal.
+
+use std::io;
+use std::time::SystemTime;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value as Jinja};
+use minijinja::{Environment, ErrorKind};
+use serde_json::{Map, Value};
+
+use crate::clock;
+use crate::config::{GatewayError, ModelFiles, RequestLimits};
+use crate::error::ApiError;
+use crate::specials::Marker;
+
+const NAME: &str = "chat";
+/// Most characters of a template's own message that a client is shown.
+const MESSAGE_LIMIT: usize = 300;
+
+/// The parsed template and the tokens it may name.
+pub(crate) struct ChatTemplate {
+    environment: Environment<'static>,
+    /// `bos_token`, `eos_token` and so on.
+    tokens: Vec<(String, String)>,
+    output_limit: usize,
+    knows_developer: bool,
+}
+
+/// One rendering.
+pub(crate) struct Rendering<'a> {
+    /// Objects with `role` and `content`; strings are guarded already.
+    pub(crate) messages: &'a [Value],
+    /// Ends with the beginning of the assistant's turn.
+    pub(crate) add_generation_prompt: bool,
+    /// Leaves the last message open, so that the answer goes on with it.
+    pub(crate) continue_final: bool,
+    /// The caller's variables; never overrides the ones above.
+    pub(crate) variables: &'a Map<String, Value>,
+    /// For `strftime_now`.
+    pub(crate) now: SystemTime,
+}
+
+/// What `raise_exception` raised.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+impl ChatTemplate {
+    /// Reads the template of a model, where it has one.
+    pub(crate) fn new(
+        files: &ModelFiles,
+        limits: &RequestLimits,
+    ) -> Result<Option<Self>, GatewayError> {
+        let config: Value = match &files.tokenizer_config {
+            None => Value::Null,
+            Some(text) => serde_json::from_str(text).map_err(|e| GatewayError::ModelFile {
+                file: "tokenizer_config.json",
+                reason: e.to_string(),
+            })?,
+        };
+        let inline = named_template(&config["chat_template"]);
+        let Some(source) = files.chat_template.clone().or(inline) else { return Ok(None) };
+        let mut environment = environment(limits)?;
+        environment
+            .add_template_owned(NAME, without_generation_tags(&source))
+            .map_err(|e| GatewayError::Template { reason: e.to_string() })?;
+        Ok(Some(Self {
+            environment,
+            tokens: token_names(&config),
+            output_limit: limits.template_bytes,
+            knows_developer: source.contains("developer"),
+        }))
+    }
+
+    /// Whether the template has a word for the role `developer`; others take it for `system`.
+    pub(crate) fn knows_developer(&self) -> bool {
+        self.knows_developer
+    }
+
+    /// Renders a chat to the text that the model reads.
+    pub(crate) fn render(
+        &self,
+        rendering: &Rendering<'_>,
+        marker: &Marker,
+    ) -> Result<String, ApiError> {
+        let template = self.environment.get_template(NAME).map_err(|e| refusal(&e, marker))?;
+        let mut output = Limited { text: Vec::new(), limit: self.output_limit, full: false };
+        let result = template.render_captured_to(self.context(rendering), &mut output);
+        if output.full {
+            let message =
+                format!("the chat is over {} bytes as the model reads it", self.output_limit);
+            return Err(ApiError::invalid("messages", message));
+        }
+        if let Err(error) = result {
+            return Err(refusal(&error, marker));
+        }
+        drop(result);
+        let text = String::from_utf8(output.text)
+            .map_err(|_| ApiError::internal("the chat template wrote broken text"))?;
+        if rendering.continue_final { left_open(text, rendering.messages) } else { Ok(text) }
+    }
+
+    fn context(&self, rendering: &Rendering<'_>) -> Jinja {
+        let now = rendering.now;
+        let mut context: Vec<(String, Jinja)> = Vec::new();
+        for (name, value) in rendering.variables {
+            context.push((name.clone(), Jinja::from(Serde(value))));
+        }
+        for (name, token) in &self.tokens {
+            context.push((name.clone(), Jinja::from(token.clone())));
+        }
+        let flag = rendering.add_generation_prompt;
+        context.push(("messages".into(), Jinja::from(Serde(rendering.messages))));
+        context.push(("add_generation_prompt".into(), Jinja::from(flag)));
+        context.push(("tools".into(), Jinja::from(())));
+        context.push(("documents".into(), Jinja::from(())));
+        let strftime = move |format: String| clock::strftime(now, &format);
+        context.push(("strftime_now".into(), Jinja::from_function(strftime)));
+        Jinja::from_pairs(context)
+    }
+}
+
+/// Names that `chat_template_kwargs` may not take, beside those of `tokens`.
+pub(crate) fn is_reserved(name: &str) -> bool {
+    let fixed = [
+        "messages",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tools",
+        "documents",
+        "strftime_now",
+        "raise_exception",
+        "namespace",
+        "range",
+        "dict",
+        "tokenize",
+        "chat_template",
+    ];
+    fixed.contains(&name) || name.ends_with("_token")
+}
+
+fn environment(limits: &RequestLimits) -> Result<Environment<'static>, GatewayError> {
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .map_err(|e| GatewayError::Template { reason: e.to_string() })?;
+    let mut environment = Environment::new();
+    environment.set_syntax(syntax);
+    environment.set_fuel(Some(limits.template_fuel));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_filter("tojson", to_json);
+    environment.add_function("raise_exception", |message: String| -> Result<Jinja, _> {
+        let error = minijinja::Error::new(ErrorKind::InvalidOperation, "raised");
+        Err(error.with_source(Raised(message)))
+    });
+    Ok(environment)
+}
+
+/// The template of a `tokenizer_config.json`: a text, or the entry `default` of a list.
+fn named_template(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(list) => {
+            let default = list.iter().find(|entry| entry["name"] == "default")?;
+            default["template"].as_str().map(str::to_owned)
+        }
+        _ => None,
+    }
+}
+
+/// `bos_token` and its like, given as text or as an object with `content`.
+fn token_names(config: &Value) -> Vec<(String, String)> {
+    let Some(fields) = config.as_object() else { return Vec::new() };
+    let text = |value: &Value| value.as_str().or(value["content"].as_str()).map(str::to_owned);
+    fields
+        .iter()
+        .filter(|(name, _)| name.ends_with("_token"))
+        .filter_map(|(name, value)| Some((name.clone(), text(value)?)))
+        .collect()
+}
+
+/// `{% generation %}` marks the assistant's part for training. It is no statement here; blocks
+/// that always run keep its whitespace rules.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(open) = rest.find("{%") {
+        let Some(close) = rest[open..].find("%}").map(|i| open + i) else { break };
+        let inner = &rest[open + 2..close];
+        let word = inner.trim_matches(['-', '+']).trim();
+        let replacement = match word {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            _ => {
+                out.push_str(&rest[..open + 2]);
+                rest = &rest[open + 2..];
+                continue;
+            }
+        };
+        out.push_str(&rest[..open + 2]);
+        out.push_str(&inner.replace(word, &format!(" {replacement} ")));
+        out.push_str("%}");
+        rest = &rest[close + 2..];
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Cuts the rendered chat right behind the last message's text.
+fn left_open(text: String, messages: &[Value]) -> Result<String, ApiError> {
+    let last = messages.last().and_then(|m| m["content"].as_str()).unwrap_or("");
+    let refused = || {
+        let message = "the chat template does not show the final message as it is";
+        ApiError::invalid("continue_final_message", message)
+    };
+    let at = text.rfind(last.trim()).ok_or_else(refused)?;
+    let whole = last.trim_start();
+    let kept = if text[at..].starts_with(whole) { whole.len() } else { last.trim().len() };
+    Ok(text[..at + kept].to_owned())
+}
+
+/// A failed rendering: what the template raised is the client's to read, the rest is ours.
+fn refusal(error: &minijinja::Error, marker: &Marker) -> ApiError {
+    let mut source: Option<&dyn std::error::Error> = Some(error);
+    while let Some(cause) = source {
+        if let Some(Raised(message)) = cause.downcast_ref::<Raised>() {
+            let message: String = marker.strip(message).0.chars().take(MESSAGE_LIMIT).collect();
+            return ApiError::invalid("messages", format!("the chat template says: {message}"));
+        }
+        if let Some(inner) = cause.downcast_ref::<minijinja::Error>()
+            && inner.kind() == ErrorKind::OutOfFuel
+        {
+            let message = "the chat takes the template more steps than are allowed";
+            return ApiError::invalid("messages", message);
+        }
+        source = cause.source();
+    }
+    tracing::warn!(kind = ?error.kind(), line = ?error.line(), "the chat template failed");
+    ApiError::internal("the model's chat template failed on this chat")
+}
+
+/// Takes output up to a limit.
+struct Limited {
+    text: Vec<u8>,
+    limit: usize,
+    full: bool,
+}
+
+impl io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > self.limit - self.text.len() {
+            self.full = true;
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge));
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// `tojson` as templates expect it: Python's `json.dumps` without HTML escapes.
+fn to_json(value: Jinja, options: Kwargs) -> Result<String, minijinja::Error> {
+    let broken = |e: serde_json::Error| {
+        minijinja::Error::new(ErrorKind::BadSerialization, "tojson").with_source(e)
+    };
+    let value = serde_json::to_value(&value).map_err(broken)?;
+    let indent = options.get::<Option<usize>>("indent")?.map(|n| n.min(16));
+    let separators = options.get::<Option<Vec<String>>>("separators")?;
+    let (item, key) = match separators.as_deref() {
+        Some([item, key]) => (item.clone(), key.clone()),
+        _ if indent.is_some() => (",".to_owned(), ": ".to_owned()),
+        _ => (", ".to_owned(), ": ".to_owned()),
+    };
+    let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
+    let sort = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
+    options.assert_all_used()?;
+    let mut dump = Dump { out: String::new(), indent, item, key, ascii, sort };
+    dump.value(&value, 0);
+    Ok(dump.out)
+}
+
+/// A JSON writer with Python's options.
+struct Dump {
+    out: String,
+    indent: Option<usize>,
+    item: String,
+    key: String,
+    ascii: bool,
+    sort: bool,
+}
+
+impl Dump {
+    fn value(&mut self, value: &Value, depth: usize) {
+        match value {
+            Value::String(text) => self.string(text),
+            Value::Array(items) => {
+                let each = |this: &mut Self, item: &Value| this.value(item, depth + 1);
+                self.list(('[', ']'), items.iter(), depth, each);
+            }
+            Value::Object(fields) => {
+                let mut fields: Vec<_> = fields.iter().collect();
+                if self.sort {
+                    fields.sort_by(|a, b| a.0.cmp(b.0));
+                }
+                self.list(('{', '}'), fields.into_iter(), depth, |this, (name, value)| {
+                    this.string(name);
+                    let key = this.key.clone();
+                    this.out.push_str(&key);
+                    this.value(value, depth + 1);
+                });
+            }
+            plain => self.out.push_str(&plain.to_string()),
+        }
+    }
+
+    fn list<T>(
+        &mut self,
+        (open, close): (char, char),
+        items: impl ExactSizeIterator<Item = T>,
+        depth: usize,
+        each: impl Fn(&mut Self, T),
+    ) {
+        let empty = items.len() == 0;
+        self.out.push(open);
+        for (i, item) in items.enumerate() {
+            if i > 0 {
+                let separator = self.item.clone();
+                self.out.push_str(&separator);
+            }
+            self.line(depth + 1);
+            each(self, item);
+        }
+        if !empty {
+            self.line(depth);
+        }
+        self.out.push(close);
+    }
+
+    fn line(&mut self, depth: usize) {
+        if let Some(indent) = self.indent {
+            self.out.push('\n');
+            self.out.extend(std::iter::repeat_n(' ', indent * depth));
+        }
+    }
+
+    fn string(&mut self, text: &str) {
+        let quoted = Value::from(text).to_string();
+        if !self.ascii {
+            self.out.push_str(&quoted);
+            return;
+        }
+        for c in quoted.chars() {
+            if c.is_ascii() {
+                self.out.push(c);
+                continue;
+            }
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                self.out.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "template_tests.rs"]
+mod tests;
