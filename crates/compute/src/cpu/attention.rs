@@ -385,3 +385,84 @@ fn weigh<L: Lanes, E: Element, const H: usize, const V: usize>(
     }
     V
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CpuDevice, Device, KernelClass, Precision};
+
+    const HEADS: usize = 5;
+    const DIM: usize = 23;
+    const LEN: usize = 21;
+
+    /// Sixteen lanes, added as the module says.
+    fn tree(mut lanes: Vec<f32>) -> f32 {
+        while lanes.len() > 1 {
+            let half = lanes.len() / 2;
+            lanes = (0..half).map(|i| lanes[i] + lanes[i + half]).collect();
+        }
+        lanes[0]
+    }
+
+    /// Adds `terms` (each a fused multiply-add) to lane `i % 16`.
+    fn in_lanes(terms: impl Iterator<Item = (f32, f32)>) -> f32 {
+        let mut lanes = vec![0_f32; 16];
+        for (i, (a, b)) in terms.enumerate() {
+            lanes[i % 16] = a.mul_add(b, lanes[i % 16]);
+        }
+        tree(lanes)
+    }
+
+    /// The last row's output as the module's header says, one number at a time.
+    fn expected(x: &CpuTensor, scale: f32, window: usize) -> Vec<f32> {
+        let mut out = Vec::new();
+        let part = |row, first| &x.row(row)[first..first + DIM];
+        for head in 0..HEADS {
+            let query = part(LEN - 1, head * DIM);
+            let seen = LEN - window..LEN;
+            let scores = seen.clone().map(|p| {
+                let key = part(p, HEADS * DIM);
+                in_lanes(query.iter().copied().zip(key.iter().copied())) * scale
+            });
+            let scores: Vec<f32> = scores.collect();
+            let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
+            let e: Vec<f32> = scores.iter().map(|s| exp(s - max)).collect();
+            let sum = in_lanes(e.iter().map(|e| (*e, 1.0)));
+            for d in 0..DIM {
+                let terms = seen.clone().zip(&e);
+                let add = |acc, (p, e): (_, &f32)| e.mul_add(part(p, (HEADS + 1) * DIM)[d], acc);
+                out.push(terms.fold(0.0, add) / sum);
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn every_class_follows_the_documented_order() {
+        for class in KernelClass::ALL.into_iter().filter(|class| class.is_available()) {
+            let device = CpuDevice::new(1, Some(class)).unwrap();
+            let mut x = device.tensor(LEN, (HEADS + 2) * DIM).unwrap();
+            for (i, x) in x.values_mut().iter_mut().enumerate() {
+                *x = (i * i * 31 % 2003) as f32 / 500.0 - 2.0;
+            }
+            let shape = CacheShape {
+                layers: 1,
+                blocks: 6,
+                block_tokens: 4,
+                kv_heads: 1,
+                head_dim: DIM,
+                precision: Precision::F32,
+            };
+            let mut cache = device.cache(shape).unwrap();
+            let spans = [AttendSpan { rows: 0..LEN, start: 0, blocks: &[3, 1, 5, 0, 2, 4] }];
+            device.store_kv(&mut cache, 0, &x, HEADS * DIM, (HEADS + 1) * DIM, &spans).unwrap();
+            for window in [LEN, 18] {
+                let map =
+                    HeadMap { kv_of_query: vec![0; HEADS], window: Some(window), scale: 0.21 };
+                let mut out = device.tensor(LEN, HEADS * DIM).unwrap();
+                device.attend(&cache, 0, &x, &map, &spans, &mut out).unwrap();
+                assert_eq!(out.row(LEN - 1), expected(&x, 0.21, window), "{class}");
+            }
+        }
+    }
+}

@@ -1,4 +1,5 @@
 //! Made-up data and devices for the tests.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 use compute::cpu::{CpuMatrix, CpuTensor};
