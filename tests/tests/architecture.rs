@@ -66,8 +66,10 @@ const EMPTY_NAMES: [&str; 7] = ["common", "core", "helpers", "shared", "types", 
 /// What Cargo knows of the workspace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Graph {
-    /// Our crates, each with every crate that its manifest names, of any kind.
+    /// Our crates, each with every crate that its manifest names to be built.
     declared: BTreeMap<String, Names>,
+    /// The same for what only its tests need; not drawn, but under the same layers.
+    tested: BTreeMap<String, Names>,
     /// Normal dependencies as resolved, by package (a name may stand for several versions).
     resolved: BTreeMap<String, Names>,
 }
@@ -81,9 +83,13 @@ impl Graph {
             let name = text(package, "name")?;
             names.insert(text(package, "id")?, name.clone());
             if package["source"].is_null() {
-                let needed = list(package, "dependencies")?;
-                let needed = needed.iter().map(|d| text(d, "name")).collect::<Result<_, _>>()?;
-                graph.declared.insert(name, needed);
+                let (mut built, mut tested) = (Names::new(), Names::new());
+                for needed in list(package, "dependencies")? {
+                    let side = if needed["kind"] == "dev" { &mut tested } else { &mut built };
+                    side.insert(text(needed, "name")?);
+                }
+                graph.declared.insert(name.clone(), built);
+                graph.tested.insert(name, tested);
             }
         }
         for node in list(&metadata["resolve"], "nodes")? {
@@ -102,11 +108,11 @@ impl Graph {
         Ok(graph)
     }
 
-    /// The arrows between our own crates.
-    fn arrows(&self) -> BTreeMap<String, Names> {
+    /// The arrows between our own crates, of those that a manifest names.
+    fn arrows(&self, named: &BTreeMap<String, Names>) -> BTreeMap<String, Names> {
         let ours = |name: &String| self.declared.contains_key(name);
         let keep = |needed: &Names| needed.iter().filter(|&name| ours(name)).cloned().collect();
-        self.declared.iter().map(|(name, needed)| (name.clone(), keep(needed))).collect()
+        named.iter().map(|(name, needed)| (name.clone(), keep(needed))).collect()
     }
 
     /// Everything that `from` reaches through normal dependencies, each with the way there.
@@ -174,7 +180,7 @@ fn drawn_arrows(document: &str) -> Result<BTreeMap<String, Names>, String> {
 /// One sentence per arrow that stands on one side only.
 fn differences(graph: &Graph, drawn: &BTreeMap<String, Names>) -> Vec<String> {
     let mut found = Vec::new();
-    let mut real = graph.arrows();
+    let mut real = graph.arrows(&graph.declared);
     real.remove("tests");
     for name in real.keys().filter(|&name| !drawn.contains_key(name)) {
         found.push(format!("crate {name} is not in the table"));
@@ -195,14 +201,17 @@ fn differences(graph: &Graph, drawn: &BTreeMap<String, Names>) -> Vec<String> {
 /// One sentence per arrow that the design forbids, drawn or not.
 fn forbidden(graph: &Graph) -> Vec<String> {
     let mut found = Vec::new();
-    let arrows = graph.arrows();
-    for (name, needed) in &arrows {
+    for (name, needed) in graph.arrows(&graph.declared) {
         if EMPTY_NAMES.contains(&name.as_str()) {
             found.push(format!("{name}: a crate is named after what it holds"));
         }
-        for to in needed.iter().filter(|to| !may_see(name, to)) {
+        for to in needed.iter().filter(|to| !may_see(&name, to)) {
             found.push(format!("{name} -> {to}: forbidden"));
         }
+    }
+    for (name, needed) in graph.arrows(&graph.tested) {
+        let outside = needed.into_iter().filter(|to| !may_see(&name, to));
+        found.extend(outside.map(|to| format!("{name} -> {to} in tests: forbidden")));
     }
     let pure = PURE.iter().map(|&name| (name, &IMPURE[..]));
     let compute = COMPUTE.iter().map(|&name| (name, &ASYNC[..]));
@@ -273,7 +282,7 @@ fn crate_roots(root: &Path) -> Vec<(String, String)> {
 /// Arrows to our crates that no source file of the crate uses.
 fn unused(graph: &Graph, sources: &BTreeMap<String, String>) -> Vec<String> {
     let mut found = Vec::new();
-    for (name, needed) in graph.arrows() {
+    for (name, needed) in graph.arrows(&graph.declared) {
         let source = sources.get(&name).map(String::as_str).unwrap_or_default();
         for to in needed {
             let path = format!("{to}::");
@@ -294,7 +303,7 @@ fn graph_of(arrows: &[(&str, &[&str])]) -> Graph {
     let ours = |name: &str| !matches!(name, "tokio" | "mio" | "axum" | "raft" | "anyhow" | "serde");
     let all = arrows.iter().map(|&(name, needed)| (name.to_owned(), set(needed)));
     let declared = all.clone().filter(|(name, _)| ours(name)).collect();
-    Graph { declared, resolved: all.collect() }
+    Graph { declared, tested: BTreeMap::new(), resolved: all.collect() }
 }
 
 #[test]
@@ -313,8 +322,8 @@ fn no_forbidden_arrow_is_built() {
     house::assert_none(&forbidden(&graph));
 }
 
-#[test]
-fn no_declared_arrow_is_idle() {
+/// The sources of every crate below `crates/`, joined.
+fn crate_sources() -> BTreeMap<String, String> {
     let root = house::root();
     let mut sources: BTreeMap<String, String> = BTreeMap::new();
     for path in house::files(&root).expect("the workspace can be read") {
@@ -325,7 +334,22 @@ fn no_declared_arrow_is_idle() {
         let source = fs::read_to_string(root.join(&path)).expect("a source file is UTF-8");
         sources.entry(name.to_owned()).or_default().push_str(&source);
     }
-    house::assert_none(&unused(&workspace_graph(), &sources));
+    sources
+}
+
+#[test]
+fn no_declared_arrow_is_idle() {
+    house::assert_none(&unused(&workspace_graph(), &crate_sources()));
+}
+
+/// Decision 0002: the arrow from `worker` to `cluster` is for the data in orders.
+#[test]
+fn a_worker_decides_nothing() {
+    let sources = crate_sources();
+    for machine in ["ClusterState", "reconcile", "waiting_for"] {
+        assert!(sources["cluster"].contains(machine), "{machine} is what cluster calls it");
+        assert!(!sources["worker"].contains(machine), "worker uses {machine}");
+    }
 }
 
 #[test]
@@ -351,11 +375,13 @@ fn a_forbidden_arrow_added_to_the_real_graph_is_reported() {
     let mut graph = workspace_graph();
     graph.declared.get_mut("decoder").expect("decoder").insert("cluster".to_owned());
     graph.declared.get_mut("worker").expect("worker").insert("raft".to_owned());
+    graph.tested.get_mut("worker").expect("worker").insert("gateway".to_owned());
     graph.resolved.get_mut("planner").expect("planner").insert("tokio".to_owned());
     let found = forbidden(&graph);
     let expected = [
         "decoder -> cluster: forbidden",
         "worker -> raft: only for control",
+        "worker -> gateway in tests: forbidden",
         "planner -> tokio: not for this layer",
         "cluster -> planner -> tokio: not for this layer",
     ];
