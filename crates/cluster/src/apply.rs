@@ -10,6 +10,8 @@ use crate::{BadField, ClusterState, Deployment, Epoch, Group, GroupId, Node, Nod
 pub(crate) const RETIRED_KEPT: usize = 8;
 /// Lost nodes that are kept likewise.
 pub(crate) const LOST_KEPT: usize = 32;
+/// Most nodes that may be alive at a time.
+const NODES_MAX: usize = 1024;
 /// Most bytes of a reason; longer ones are cut.
 const REASON_MAX: usize = 512;
 
@@ -140,6 +142,12 @@ pub enum Rejected {
         node: NodeId,
         /// The address.
         address: String,
+    },
+    /// There are as many nodes as may be.
+    #[error("{limit} nodes have joined already")]
+    TooManyNodes {
+        /// The limit.
+        limit: usize,
     },
     /// No node of that number is known.
     #[error("node {} is unknown", node.0)]
@@ -292,6 +300,9 @@ impl ClusterState {
         if !info.model_digest.eq_ignore_ascii_case(&deployment.digest) {
             let (expected, got) = (deployment.digest.clone(), info.model_digest);
             return Err(Rejected::WrongDigest { expected, got });
+        }
+        if self.nodes.values().filter(|node| node.alive).count() >= NODES_MAX {
+            return Err(Rejected::TooManyNodes { limit: NODES_MAX });
         }
         // Two nodes behind one address would each be sent the other's steps and frames.
         for (&node, other) in self.nodes.iter().filter(|(_, other)| other.alive) {

@@ -195,3 +195,13 @@ fn a_shortage_of_memory_is_said() {
     let waiting = waiting_for(&state).unwrap();
     assert!(waiting.contains("bytes"), "{waiting}");
 }
+
+#[test]
+fn nodes_are_bounded() {
+    let mut state = joined(1, 0);
+    for number in 1..=1024 {
+        state.apply(state.index() + 1, Command::Join(node(number, 1))).unwrap();
+    }
+    let rejected = refuse(&mut state, Command::Join(node(1025, 1)));
+    assert_eq!(rejected, Rejected::TooManyNodes { limit: 1024 });
+}
