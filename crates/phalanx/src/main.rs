@@ -1,1 +1,43 @@
-fn main() {}
+//! The command: roles by subcommand, configuration resolved in one place, then run.
+#![forbid(unsafe_code)]
+
+mod args;
+mod chat;
+mod config;
+mod coordinator;
+mod demo;
+mod http;
+mod model_dir;
+mod process;
+mod serve;
+mod status;
+mod worker;
+
+fn main() -> std::process::ExitCode {
+    let args = args::Args::from_process();
+    process::log_to_stderr(&args.log);
+    match run(args) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("phalanx: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: args::Args) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(async {
+        match args.command {
+            args::Command::Serve(serve) => serve::run(serve).await,
+            args::Command::Coordinator(coordinator) => coordinator::run(coordinator).await,
+            args::Command::Worker(worker) => worker::run(worker).await,
+            args::Command::Chat(chat) => chat::run(chat).await,
+            args::Command::Status(status) => status::run(status).await,
+            args::Command::Demo(demo) => demo::run(demo).await,
+        }
+    });
+    // A thread that waits on a terminal or on a peer must not hold up the exit.
+    runtime.shutdown_background();
+    done
+}

@@ -1,0 +1,111 @@
+//! A model directory: its config as a spec, its digest, and the files the gateway reads.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use gateway::ModelFiles;
+use model::ModelSpec;
+use model::digest::{DigestBuilder, ModelDigest};
+
+/// Largest text file of a model that is read whole.
+const TEXT_MAX: u64 = 256 << 20;
+
+/// A model directory that was read and understood.
+#[derive(Debug, Clone)]
+pub(crate) struct ModelDir {
+    pub(crate) path: PathBuf,
+    /// The directory's last component.
+    pub(crate) name: String,
+    pub(crate) spec: Arc<ModelSpec>,
+    /// Over names, lengths and contents of every file that decides answers.
+    pub(crate) digest: ModelDigest,
+}
+
+impl ModelDir {
+    /// Reads the config and digests the directory.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        ensure!(path.is_dir(), "{} is not a directory", path.display());
+        let path = path.canonicalize().with_context(|| path.display().to_string())?;
+        let config = required(&path, "config.json")?;
+        let mut spec = ModelSpec::from_config(&config)?;
+        if let Some(generation) = optional(&path, "generation_config.json")? {
+            spec.with_generation_config(&generation)?;
+        }
+        let name = path.file_name().map_or("model".into(), |n| n.to_string_lossy());
+        let digest = digest(&path)?;
+        Ok(Self { name: name.into_owned(), spec: Arc::new(spec), digest, path: path.clone() })
+    }
+
+    /// What the gateway needs to turn text into tokens and back.
+    pub(crate) fn gateway_files(&self) -> anyhow::Result<ModelFiles> {
+        let tokenizer = required(&self.path, "tokenizer.json")?;
+        Ok(ModelFiles {
+            tokenizer_json: tokenizer.into_bytes(),
+            tokenizer_config: optional(&self.path, "tokenizer_config.json")?,
+            chat_template: optional(&self.path, "chat_template.jinja")?,
+            generation_config: optional(&self.path, "generation_config.json")?,
+        })
+    }
+}
+
+fn required(directory: &Path, name: &str) -> anyhow::Result<String> {
+    optional(directory, name)?
+        .with_context(|| format!("{name} is missing in the model directory {directory:?}"))
+}
+
+fn optional(directory: &Path, name: &str) -> anyhow::Result<Option<String>> {
+    let path = directory.join(name);
+    let Ok(metadata) = path.metadata() else { return Ok(None) };
+    ensure!(metadata.len() <= TEXT_MAX, "{name} is larger than {} MiB", TEXT_MAX >> 20);
+    std::fs::read_to_string(&path).map(Some).with_context(|| format!("cannot read {name}"))
+}
+
+/// Files that decide answers. Anything else in the directory is left out, so that a README or a
+/// stray file does not make two copies of one model differ.
+fn decides_answers(name: &str) -> bool {
+    let named = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "model.safetensors.index.json",
+    ];
+    named.contains(&name) || name.ends_with(".safetensors")
+}
+
+fn digest(directory: &Path) -> anyhow::Result<ModelDigest> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory).context("cannot list the model directory")? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if decides_answers(&name) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    let mut builder = DigestBuilder::new();
+    for name in names {
+        let (length, hash) =
+            hash(&directory.join(&name)).with_context(|| format!("cannot read {name}"))?;
+        builder.add(&name, length, hash)?;
+    }
+    Ok(builder.finish())
+}
+
+fn hash(path: &Path) -> std::io::Result<(u64, [u8; 32])> {
+    let mut file = File::open(path)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut length = 0;
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok((length, *hasher.finalize().as_bytes()));
+        }
+        hasher.update(&buffer[..read]);
+        length += read as u64;
+    }
+}

@@ -1,0 +1,167 @@
+//! A cluster of processes: streams, disconnects, strangers, losses.
+
+use std::io::BufRead;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Cluster, Http, Process, demo_model, golden_model, output, phalanx};
+
+/// A long greedy stream that does not end by itself soon.
+fn long_stream(prompt: &str) -> Value {
+    json!({
+        "model": "demo", "prompt": prompt, "max_tokens": 900, "temperature": 0,
+        "ignore_eos": true, "stream": true,
+    })
+}
+
+fn idle_and_whole(http: &Http) {
+    http.wait("to be idle", || http.metric("phalanx_kv_blocks_used") == 0.0);
+    assert_eq!(http.metric("phalanx_integrity"), 1.0);
+    assert_eq!(http.metric("vllm:num_requests_running"), 0.0);
+}
+
+#[test]
+fn a_disconnected_stream_frees_its_blocks() {
+    let cluster = Cluster::start(&demo_model(), 2, &[]);
+    let http = cluster.http();
+    let mut stream = http.stream("/v1/completions", &long_stream("Once upon a time"));
+    let mut line = String::new();
+    stream.read_line(&mut line).expect("a first event");
+    assert!(line.starts_with("data: "), "{line}");
+    assert!(http.metric("phalanx_kv_blocks_used") > 0.0);
+    let before = http.metric("phalanx_steps_total");
+    drop(stream);
+    idle_and_whole(&http);
+    let after = http.metric("phalanx_steps_total");
+    println!("steps between the first event and idle: {}", after - before);
+    assert!(after - before < 800.0, "the sequence ran to its end");
+}
+
+#[test]
+fn many_streams_at_once_all_end_whole() {
+    let cluster = Cluster::start(&demo_model(), 3, &["--kv-tokens", "2048"]);
+    let http = cluster.http();
+    let alone = http.complete(&json!({
+        "model": "demo", "prompt": "The king said", "max_tokens": 60, "temperature": 0.9,
+        "seed": 5, "ignore_eos": true,
+    }));
+    let threads: Vec<_> = (0..32)
+        .map(|i| {
+            let http = http.clone();
+            std::thread::spawn(move || {
+                let (prompt, seed) = if i % 8 == 0 {
+                    ("The king said".to_owned(), 5)
+                } else {
+                    (format!("No {i}"), i)
+                };
+                let answer = http.complete(&json!({
+                    "model": "demo", "prompt": prompt, "max_tokens": 60, "temperature": 0.9,
+                    "seed": seed, "ignore_eos": true,
+                }));
+                assert_eq!(answer["usage"]["completion_tokens"], 60, "{answer}");
+                (i, answer["choices"][0]["text"].clone())
+            })
+        })
+        .collect();
+    for thread in threads {
+        let (i, text) = thread.join().expect("a stream that ends");
+        if i % 8 == 0 {
+            assert_eq!(text, alone["choices"][0]["text"], "a crowd changes an answer");
+        }
+    }
+    idle_and_whole(&http);
+}
+
+#[test]
+fn a_worker_with_another_model_is_refused_and_the_server_goes_on() {
+    let cluster = Cluster::start(&golden_model("llama3"), 1, &[]);
+    let mut other = phalanx();
+    other.arg("worker").arg(golden_model("mixtral"));
+    other.args(["--coordinator", &cluster.coordinator.cluster()]);
+    let refused = output(&mut other);
+    assert!(!refused.status.success());
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert!(errors.contains("digest"), "the cause is not named: {errors}");
+    let body = json!({"model": "llama3", "prompt": [5, 6], "max_tokens": 2});
+    assert_eq!(cluster.http().complete(&body)["usage"]["completion_tokens"], 2);
+}
+
+#[test]
+fn a_lost_worker_is_an_error_and_a_new_one_serves_again() {
+    let mut cluster = Cluster::start(&demo_model(), 2, &[]);
+    let http = cluster.http();
+    let body = json!({
+        "model": "demo", "prompt": "Alas,", "max_tokens": 20, "temperature": 0,
+        "ignore_eos": true,
+    });
+    let before = http.complete(&body);
+    let mut stream = http.stream("/v1/completions", &long_stream("Alas,"));
+    let mut line = String::new();
+    stream.read_line(&mut line).expect("a first event");
+    cluster.workers[1].kill();
+    let rest: Vec<String> = stream.lines().map_while(Result::ok).collect();
+    let errors = rest.iter().filter(|line| line.contains("\"error\"")).count();
+    assert_eq!(errors, 1, "the stream must end with one error event: {:?}", rest.last());
+    assert!(!rest.iter().any(|line| line.contains("[DONE]")));
+    http.wait("to notice", || http.get("/health").0 == 503);
+    let (status, error) = http.post("/v1/completions", &body);
+    assert_eq!(status, 503, "{error}");
+    cluster.join();
+    http.ready();
+    assert_eq!(http.complete(&body)["choices"], before["choices"], "other bytes than before");
+    idle_and_whole(&http);
+}
+
+#[test]
+fn status_shows_the_plan() {
+    let cluster = Cluster::start(&demo_model(), 3, &[]);
+    let address = cluster.coordinator.cluster();
+    let table = output(phalanx().args(["status", "--coordinator", &address]));
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    for part in ["serving", "0-2", "3-5", "6-7", "alive", "ready"] {
+        assert!(table.contains(part), "{part:?} is not in:\n{table}");
+    }
+    let json = output(phalanx().args(["status", "--output", "json", "--coordinator", &address]));
+    let json: Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!(json["groups"][0]["phase"], "serving");
+    assert_eq!(json["groups"][0]["ranks"].as_array().map(Vec::len), Some(3));
+}
+
+#[test]
+fn a_worker_waits_for_its_coordinator() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = free.local_addr().expect("its address").to_string();
+    drop(free);
+    let model = demo_model();
+    let model = model.to_str().expect("a path in UTF-8");
+    let _worker = Process::start(&["worker", model, "--coordinator", &address]);
+    std::thread::sleep(Duration::from_millis(700));
+    let coordinator = Process::start(&["coordinator", model, "--port", "0", "--listen", &address]);
+    coordinator.http().ready();
+}
+
+#[test]
+fn chat_talks_to_a_server() {
+    let cluster = Cluster::start(&demo_model(), 1, &[]);
+    let url = cluster.http().base;
+    let say = |seed: &str| {
+        let mut chat = phalanx();
+        chat.args(["chat", "--url", &url, "--prompt", "Who goes there?", "--seed", seed]);
+        let output = output(chat.args(["--max-tokens", "24"]));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    assert_eq!(say("3"), say("3"));
+    assert_ne!(say("3"), say("4"));
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("its address").port().to_string();
+    let refused = output(phalanx().arg("serve").arg(demo_model()).args(["--port", &port]));
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success());
+    assert!(errors.contains(&port) && errors.contains("--port"), "{errors}");
+}

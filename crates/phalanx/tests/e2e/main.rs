@@ -1,0 +1,8 @@
+//! The command end to end: real processes on loopback, real models, nothing mocked.
+
+mod bad_input;
+mod bad_models;
+mod cluster;
+mod demo;
+mod golden;
+mod harness;
