@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::frame::{Frame, FrameHeader, Kind, Membership};
@@ -48,6 +49,19 @@ impl Channel {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns when something is to be seen, or after [`ALERT`].
+    fn await_alert(&self) {
+        let until = Instant::now() + ALERT;
+        loop {
+            let state = self.lock();
+            if !state.frames.is_empty() || state.closed || Instant::now() >= until {
+                return;
+            }
+            drop(state);
+            thread::yield_now();
+        }
+    }
+
     /// Waits for a change; `None` once the deadline has passed.
     fn wait<'a>(
         &self,
@@ -60,6 +74,11 @@ impl Channel {
         Some(state)
     }
 }
+
+/// How long a receive gives way to other threads before it sleeps. Ranks that compute in step are
+/// waited for about as long as that, and to be woken from sleep takes longer (measured: a round
+/// trip of 69 us when both sides sleep). Giving way costs nothing where a thread has work to do.
+const ALERT: Duration = Duration::from_micros(40);
 
 /// No rank has this number.
 const NOBODY: usize = usize::MAX;
@@ -177,6 +196,7 @@ impl LocalLink {
         let (from, sequence) = (expected.from as usize, expected.sequence);
         let deadline = deadline_after(self.timeout);
         let channel = self.end.hub.channel(from, self.rank());
+        channel.await_alert();
         let mut state = channel.lock();
         let frame = loop {
             if self.end.aborted.load(Ordering::SeqCst) {
@@ -256,7 +276,7 @@ impl Link for LocalLink {
 
 impl Drop for LocalLink {
     fn drop(&mut self) {
-        if self.broken.is_some() || std::thread::panicking() {
+        if self.broken.is_some() || thread::panicking() {
             self.end.hub.abort(self.end.rank);
         } else {
             self.end.hub.close(self.end.rank);

@@ -195,13 +195,15 @@ mod tests {
 
     #[test]
     fn five_leaves_are_added_as_documented() {
-        let leaves = [1.0e8, 1.0, 2.0, 3.0, 3.0_f32];
+        let leaves = [1.0e8, 0.0, 3.0, 5.0, 5.0_f32];
         let mut out = [0.0];
         assert!(sum_tree(5, &leaves, &mut out));
         let [a, b, c, d, e] = leaves;
         assert_eq!(out[0].to_bits(), (((a + b) + c) + (d + e)).to_bits());
         // The same five from left to right are another number, so the order is really tested.
         assert_ne!(out[0].to_bits(), ((((a + b) + c) + d) + e).to_bits());
+        // And so are they with the shorter half on the left.
+        assert_ne!(out[0].to_bits(), ((a + b) + (c + (d + e))).to_bits());
     }
 
     #[test]

@@ -224,6 +224,8 @@ fn a_peer_that_leaves_in_order_does_not_end_waits_for_others() {
         let mut slow = links.pop().expect("rank 2");
         let leaving = links.pop().expect("rank 1");
         let mut waiting = links.pop().expect("rank 0");
+        // What it leaves unread makes its end a reset.
+        waiting.send(1, Kind::Partials, 0, &[1.0]).expect("sent");
         drop(leaving);
         let sender = thread::spawn(move || {
             thread::sleep(Duration::from_millis(120));
@@ -318,11 +320,14 @@ fn a_frame_that_is_not_the_next_is_refused() {
 fn wrong_sizes_are_errors_and_reach_the_peers() {
     for (_, make) in KINDS {
         let group = collectives(make(2), 8, &even(8, 2));
-        let errors = each(group.into_iter().enumerate().collect(), |(number, mut rank)| {
+        let ranks = each(group.into_iter().enumerate().collect(), |(number, mut rank)| {
             let mut out = [0.0; 6];
             let partials = vec![0.0; if number == 0 { 4 * 6 } else { 4 * 6 + 1 }];
-            rank.sum_values(&partials, 2, &mut out).expect_err("rank 1 is wrong")
+            let error = rank.sum_values(&partials, 2, &mut out).expect_err("rank 1 is wrong");
+            // The rank stays, so that it is its failure that is noticed, not its end.
+            (error, rank)
         });
+        let errors: Vec<_> = ranks.iter().map(|(error, _)| error.clone()).collect();
         let what = "elements of the partials";
         assert_eq!(
             errors[1],

@@ -421,13 +421,14 @@ impl Peer {
         let mut bytes = [0; 4096];
         while self.ahead.len() < AHEAD_BYTES {
             match self.stream.read(&mut bytes) {
-                Ok(0) => {
+                Ok(count) if count > 0 => self.ahead.extend(&bytes[..count]),
+                Err(error) if is_pause(error.kind()) => return false,
+                // An end, or a reset: that too may follow a goodbye, when the peer left without
+                // having read all we sent.
+                _ => {
                     let start = self.ahead.len().saturating_sub(HEADER_BYTES);
                     return !self.ahead.range(start..).eq(&GOODBYE);
                 }
-                Ok(count) => self.ahead.extend(&bytes[..count]),
-                Err(error) if is_pause(error.kind()) => return false,
-                Err(_) => return true,
             }
         }
         false
