@@ -89,6 +89,11 @@ impl ApiError {
             .at(param)
     }
 
+    /// 400: the engine cannot take the sequence; `message` is its own text.
+    pub(crate) fn rejected(message: String) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Kind::InvalidRequest, "rejected_by_engine", message)
+    }
+
     /// 404: no such model.
     pub(crate) fn no_model() -> Self {
         let message = "the model does not exist here; GET /v1/models lists what does".to_owned();

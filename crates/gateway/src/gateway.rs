@@ -26,6 +26,22 @@ use crate::tokenizer::Tokenizer;
 /// How long a scrape waits for the group leader's counts.
 const COUNTS_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Where requests go at this moment, as far as this gateway knows.
+pub(crate) trait View: Send + Sync {
+    /// The group that serves `model`, or in words for an operator why none does.
+    fn route(&self, model: &str) -> Result<Route, String>;
+}
+
+impl View for watch::Receiver<Arc<ClusterState>> {
+    fn route(&self, model: &str) -> Result<Route, String> {
+        let state = Arc::clone(&self.borrow());
+        state.route(model).ok_or_else(|| {
+            let reason = cluster::waiting_for(&state);
+            reason.unwrap_or_else(|| "no group serves it".to_owned())
+        })
+    }
+}
+
 /// What all requests share.
 pub(crate) struct Gateway {
     pub(crate) config: GatewayConfig,
@@ -36,16 +52,13 @@ pub(crate) struct Gateway {
     name: String,
     template: Option<Arc<ChatTemplate>>,
     defaults: SamplingDefaults,
-    view: watch::Receiver<Arc<ClusterState>>,
+    view: Box<dyn View>,
     leaders: Leaders,
     tokenizing: Arc<Semaphore>,
 }
 
 impl Gateway {
-    pub(crate) fn new(
-        config: GatewayConfig,
-        view: watch::Receiver<Arc<ClusterState>>,
-    ) -> Result<Self, GatewayError> {
+    pub(crate) fn new(config: GatewayConfig, view: Box<dyn View>) -> Result<Self, GatewayError> {
         let name = config.served_names.first().ok_or(GatewayError::NoName)?.clone();
         let files = &config.files;
         Ok(Self {
@@ -80,12 +93,9 @@ impl Gateway {
 
     /// The group that serves, or why none does.
     pub(crate) fn route(&self) -> Result<Route, ApiError> {
-        let state = self.view.borrow().clone();
-        state.route(&self.name).ok_or_else(|| {
-            let reason = cluster::waiting_for(&state);
-            let reason = reason.unwrap_or_else(|| "no group serves the model".to_owned());
-            ApiError::unavailable(format!("the model is not ready: {reason}"))
-        })
+        self.view
+            .route(&self.name)
+            .map_err(|reason| ApiError::unavailable(format!("the model is not ready: {reason}")))
     }
 
     /// The text of a scrape.

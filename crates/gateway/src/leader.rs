@@ -73,7 +73,7 @@ fn endpoint(address: &str) -> Result<Endpoint, ApiError> {
 /// What a client is told for a leader's status. Transport texts hold addresses and stay here.
 pub(crate) fn refusal(status: &Status) -> ApiError {
     match status.code() {
-        Code::InvalidArgument => ApiError::malformed(status.message().to_owned(), None),
+        Code::InvalidArgument => ApiError::rejected(status.message().to_owned()),
         Code::ResourceExhausted => {
             ApiError::busy("too many requests are waiting; try again later".to_owned())
         }

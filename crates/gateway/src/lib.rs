@@ -33,6 +33,9 @@ mod stream;
 mod template;
 mod tokenizer;
 
+#[cfg(test)]
+mod http_tests;
+
 use std::sync::Arc;
 
 use cluster::ClusterState;
@@ -52,7 +55,7 @@ pub async fn serve(
     view: watch::Receiver<Arc<ClusterState>>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), GatewayError> {
-    let gateway = Arc::new(gateway::Gateway::new(config, view)?);
+    let gateway = Arc::new(gateway::Gateway::new(config, Box::new(view))?);
     let limits = gateway.config.limits.clone();
     server::run(listener, routes::router(gateway), &limits, shutdown).await
 }

@@ -1,0 +1,139 @@
+//! Clients that leave, leaders that fail, shutdown.
+
+use std::time::Duration;
+
+use tonic::Code;
+
+use super::leader::Rule;
+use super::*;
+
+fn slow() -> Rule {
+    Rule { pace: Duration::from_millis(20), ..Rule::default() }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_cancels_its_sequences() {
+    let server = Server::start(slow()).await;
+    for stream in [true, false] {
+        let body = json!({"model": "demo", "prompt": ["abc", "def"], "n": 2, "max_tokens": 400,
+                          "stream": stream});
+        let mut connection = server.connect().await;
+        let bytes = request("POST", "/v1/completions", body.to_string().as_bytes());
+        connection.write_all(&bytes).await.expect("sends");
+        server.leader.wait_open(4).await;
+        drop(connection);
+        server.leader.wait_open(0).await;
+    }
+    let metrics = server.get("/metrics").await.text();
+    let aborted = metrics.lines().find(|l| {
+        l.starts_with("vllm:request_success_total") && l.contains("finished_reason=\"abort\"")
+    });
+    assert!(aborted.is_some_and(|l| l.ends_with(" 8")), "{aborted:?}");
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_back_its_leader() {
+    let server = Server::with(Rule::default(), {
+        let mut config = config();
+        config.context = 2_000_000;
+        config
+    })
+    .await;
+    let body = json!({"model": "demo", "prompt": "abc", "max_tokens": 1_900_000, "stream": true});
+    let mut connection = server.connect().await;
+    let bytes = request("POST", "/v1/completions", body.to_string().as_bytes());
+    connection.write_all(&bytes).await.expect("sends");
+    server.leader.wait_open(1).await;
+    // Unread, the answer stops for want of room between the leader and here: once the count
+    // stands still it must be far from its end.
+    let mut before = usize::MAX;
+    while before != server.leader.produced() {
+        before = server.leader.produced();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert!((1..500_000).contains(&before), "{before} tokens were made for nobody");
+    let others = server.complete(json!({"prompt": "x", "max_tokens": 50})).await;
+    assert_eq!(others["usage"]["completion_tokens"], 50, "others are served meanwhile");
+    assert_eq!(server.leader.open(), 1);
+    drop(connection);
+    server.leader.wait_open(0).await;
+}
+
+#[tokio::test]
+async fn refusals_of_the_leader_have_their_status() {
+    for (code, status, name) in [
+        (Code::InvalidArgument, 400, "invalid_request_error"),
+        (Code::ResourceExhausted, 429, "rate_limit_error"),
+        (Code::FailedPrecondition, 503, "server_error"),
+        (Code::Unavailable, 503, "server_error"),
+        (Code::Internal, 503, "server_error"),
+    ] {
+        let server = Server::start(Rule { refuse: Some(code), ..Rule::default() }).await;
+        for stream in [false, true] {
+            let body = json!({"model": "demo", "prompt": "x", "stream": stream});
+            let reply = server.post("/v1/completions", &body).await;
+            assert_eq!(reply.status, status, "{code:?}");
+            assert_eq!(reply.error()["type"], name);
+            assert_eq!(reply.text().contains("10.0.0.1"), code == Code::InvalidArgument);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_leader_lost_in_mid_answer() {
+    for (break_after, cut_after) in [(Some(3), None), (None, Some(3))] {
+        let server = Server::start(Rule { break_after, cut_after, ..Rule::default() }).await;
+        let body = json!({"model": "demo", "prompt": "a b c d", "max_tokens": 9, "stream": true});
+        let reply = server.post("/v1/completions", &body).await;
+        let events = reply.events();
+        let (last, before) = events.split_last().expect("events");
+        assert_eq!(last["error"]["type"], "server_error");
+        assert_eq!(last["error"]["code"], "group_lost");
+        assert!(!before.is_empty() && !before.contains(&json!("[DONE]")));
+        assert!(!reply.text().contains("10.0.0.1"));
+        assert!(reply.complete, "the connection itself is fine");
+        let body = json!({"model": "demo", "prompt": "a b c d", "max_tokens": 9});
+        let whole = server.post("/v1/completions", &body).await;
+        assert_eq!((whole.status, whole.error()["code"].clone()), (503, json!("group_lost")));
+    }
+}
+
+#[tokio::test]
+async fn a_leader_that_is_not_there() {
+    let server = Server::start(Rule::default()).await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = closed.local_addr().expect("an address").to_string();
+    drop(closed);
+    let route = Route { group: GroupId(3), epoch: Epoch(9), leader_address: address.clone() };
+    *server.view.0.lock().expect("not poisoned") = Ok(route);
+    let reply = server.post("/v1/completions", &json!({"model": "demo", "prompt": "x"})).await;
+    assert_eq!(reply.status, 503);
+    assert!(!reply.text().contains(&address), "{}", reply.text());
+    assert_eq!(server.get("/metrics").await.status, 200);
+}
+
+#[tokio::test]
+async fn shutdown_lets_open_answers_end_for_a_while() {
+    let mut config = config();
+    config.limits.drain = Duration::from_millis(300);
+    let mut server = Server::with(slow(), config).await;
+    let mut short = server.connect().await;
+    let mut long = server.connect().await;
+    for (connection, count) in [(&mut short, 4), (&mut long, 400)] {
+        let body = json!({"model": "demo", "prompt": "abc", "max_tokens": count});
+        let bytes = request("POST", "/v1/completions", body.to_string().as_bytes());
+        connection.write_all(&bytes).await.expect("sends");
+    }
+    server.leader.wait_open(2).await;
+    drop(server.stop.take());
+    let mut answer = Vec::new();
+    short.read_to_end(&mut answer).await.expect("reads");
+    assert_eq!(Reply::parse(&answer).status, 200);
+    let mut cut = Vec::new();
+    let _ = long.read_to_end(&mut cut).await;
+    assert!(cut.is_empty(), "no answer within the drain time");
+    server.leader.wait_open(0).await;
+    let task = tokio::time::timeout(Duration::from_secs(5), &mut server.task).await;
+    task.expect("ends").expect("does not panic").expect("without an error");
+    assert!(TcpStream::connect(server.address).await.is_err(), "nobody listens any more");
+}

@@ -1,0 +1,194 @@
+//! A leader without a model: it answers with the tokens of the prompt, again and again.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::Stream;
+use tokio::net::TcpListener;
+use tonic::{Code, Request, Response, Status, Streaming};
+use wire::pb;
+use wire::pb::finished::Reason;
+use wire::pb::generate_event::Event;
+use wire::pb::worker_server::{Worker, WorkerServer};
+
+/// How the leader behaves.
+#[derive(Clone, Default)]
+pub(super) struct Rule {
+    /// Between tokens.
+    pub(super) pace: Duration,
+    /// Refuses every sequence.
+    pub(super) refuse: Option<Code>,
+    /// Fails after so many tokens.
+    pub(super) break_after: Option<usize>,
+    /// Ends the stream without its last event after so many tokens.
+    pub(super) cut_after: Option<usize>,
+}
+
+#[derive(Clone)]
+pub(super) struct FakeLeader {
+    pub(super) address: String,
+    rule: Rule,
+    /// Streams that nobody has dropped.
+    open: Arc<AtomicUsize>,
+    /// Tokens that were asked for by the transport, over all streams.
+    produced: Arc<AtomicUsize>,
+    seen: Arc<Mutex<Vec<pb::GenerateRequest>>>,
+}
+
+impl FakeLeader {
+    pub(super) async fn start(rule: Rule) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let this = Self {
+            address,
+            rule,
+            open: Arc::default(),
+            produced: Arc::default(),
+            seen: Arc::default(),
+        };
+        let server =
+            tonic::transport::Server::builder().add_service(WorkerServer::new(this.clone()));
+        tokio::spawn(server.serve_with_incoming(wire::transport::incoming(listener)));
+        this
+    }
+
+    pub(super) fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn produced(&self) -> usize {
+        self.produced.load(Ordering::SeqCst)
+    }
+
+    /// Waits until `count` streams are open.
+    pub(super) async fn wait_open(&self, count: usize) {
+        let reached = async {
+            while self.open() != count {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(5), reached).await;
+        assert!(waited.is_ok(), "{} streams are open, {count} expected", self.open());
+    }
+
+    /// The requests so far, oldest first.
+    pub(super) fn seen(&self) -> Vec<pb::GenerateRequest> {
+        self.seen.lock().expect("not poisoned").clone()
+    }
+}
+
+/// The answer's tokens: the prompt from its `choice`th token on, over and over.
+pub(super) fn answer(prompt: &[u32], choice: u32, count: usize) -> Vec<u32> {
+    prompt.iter().copied().cycle().skip(choice as usize).take(count).collect()
+}
+
+/// Logprobs by rule: a token's own is its id in hundredths; alternatives are the lowest ids.
+fn logprobs(token: u32, top: u32) -> pb::TokenLogprobs {
+    let value = |id: u32| -(f32::from(u16::try_from(id).expect("a small id")) / 100.0);
+    pb::TokenLogprobs {
+        token,
+        logprob: value(token),
+        top_tokens: (10..10 + top).collect(),
+        top_logprobs: (10..10 + top).map(value).collect(),
+    }
+}
+
+/// Counts a stream for as long as it lives, and its tokens.
+struct Counted(Arc<AtomicUsize>, Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn events(
+    request: pb::GenerateRequest,
+    rule: Rule,
+    counted: Counted,
+) -> impl Stream<Item = Result<pb::GenerateEvent, Status>> {
+    async_stream::stream! {
+        let counted = counted;
+        let (group, epoch) = (request.group, request.epoch);
+        let event = |event| Ok(pb::GenerateEvent { group, epoch, event: Some(event) });
+        if let Some(top) = request.prompt_logprobs {
+            let all: Vec<_> = request.prompt[1..].iter().map(|id| logprobs(*id, top)).collect();
+            for part in all.chunks(2) {
+                yield event(Event::PromptLogprobs(pb::PromptLogprobs { tokens: part.to_vec() }));
+            }
+        }
+        let stop = request.stop.clone().expect("stop rules");
+        let choice = request.sampling.as_ref().expect("sampling").choice;
+        let most = usize::try_from(stop.max_tokens).expect("a count");
+        let mut generated = 0;
+        let mut stop_id = None;
+        for (i, token) in answer(&request.prompt, choice, most).into_iter().enumerate() {
+            if rule.break_after == Some(i) {
+                yield Err(Status::unavailable("10.0.0.1:7000 went away"));
+                return;
+            }
+            if rule.cut_after == Some(i) {
+                return;
+            }
+            tokio::time::sleep(rule.pace).await;
+            let logprobs = request.logprobs.map(|top| logprobs(token, top));
+            yield event(Event::Token(pb::Token { token, index: i as u64, logprobs }));
+            counted.1.fetch_add(1, Ordering::SeqCst);
+            generated += 1;
+            if stop.stop_ids.contains(&token) {
+                stop_id = Some(token);
+                break;
+            }
+        }
+        let reason = if stop_id.is_some() { Reason::Stop } else { Reason::Length };
+        yield event(Event::Finished(pb::Finished { reason: reason.into(), stop_id, generated }));
+    }
+}
+
+#[tonic::async_trait]
+impl Worker for FakeLeader {
+    type GenerateStream = Events<pb::GenerateEvent>;
+    type StepsStream = Events<pb::StepReport>;
+
+    async fn generate(
+        &self,
+        request: Request<pb::GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
+        let request = request.into_inner();
+        assert_eq!((request.group, request.epoch), (3, 9));
+        self.seen.lock().expect("not poisoned").push(request.clone());
+        if let Some(code) = self.rule.refuse {
+            return Err(Status::new(code, "refused at 10.0.0.1:7000"));
+        }
+        self.open.fetch_add(1, Ordering::SeqCst);
+        let counted = Counted(Arc::clone(&self.open), Arc::clone(&self.produced));
+        Ok(Response::new(Box::pin(events(request, self.rule.clone(), counted))))
+    }
+
+    async fn steps(
+        &self,
+        _: Request<Streaming<pb::StepPlan>>,
+    ) -> Result<Response<Self::StepsStream>, Status> {
+        Err(Status::unimplemented("no steps here"))
+    }
+
+    async fn counts(
+        &self,
+        request: Request<pb::CountsRequest>,
+    ) -> Result<Response<pb::CountsReply>, Status> {
+        let request = request.into_inner();
+        assert_eq!((request.group, request.epoch), (3, 9));
+        let running = self.open() as u64;
+        let blocks = pb::CountsReply {
+            running,
+            blocks_used: running,
+            blocks_total: 4,
+            ..Default::default()
+        };
+        Ok(Response::new(blocks))
+    }
+}

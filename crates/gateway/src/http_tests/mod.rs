@@ -1,0 +1,202 @@
+//! The whole gateway over HTTP on loopback, with a leader that answers by a simple rule in place
+//! of a model. What the leader does is this module's; everything before it is the real thing.
+
+mod answers;
+mod faults;
+mod leader;
+mod refusals;
+mod streams;
+
+use std::sync::{Arc, Mutex};
+
+use cluster::{Epoch, GroupId, Route};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::config::{GatewayConfig, GatewayError, ModelFiles, RequestLimits};
+use crate::gateway::{Gateway, View};
+use leader::{FakeLeader, Rule};
+
+const TOKENIZER: &[u8] = include_bytes!("../../tests/fixtures/byte_level.json");
+const CONFIG: &str = include_str!("../../tests/fixtures/tokenizer_config.json");
+/// Names of the fixture's control tokens, with ids from 0.
+const SPECIALS: [&str; 6] =
+    ["<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"];
+const CONTEXT: usize = 512;
+
+fn config() -> GatewayConfig {
+    let generation = r#"{"do_sample": true, "temperature": 0.5, "top_k": 7}"#;
+    GatewayConfig {
+        served_names: vec!["demo".to_owned(), "alias/of-demo".to_owned()],
+        files: ModelFiles {
+            tokenizer_json: TOKENIZER.to_vec(),
+            tokenizer_config: Some(CONFIG.to_owned()),
+            chat_template: None,
+            generation_config: Some(generation.to_owned()),
+        },
+        context: CONTEXT,
+        vocab: 509,
+        bos: Some(0),
+        eos: vec![1],
+        limits: RequestLimits::default(),
+    }
+}
+
+/// A view that a test sets.
+#[derive(Clone)]
+struct FixedView(Arc<Mutex<Result<Route, String>>>);
+
+impl View for FixedView {
+    fn route(&self, model: &str) -> Result<Route, String> {
+        assert_eq!(model, "demo", "the deployment's own name is asked for");
+        self.0.lock().expect("not poisoned").clone()
+    }
+}
+
+/// A running gateway and its leader.
+struct Server {
+    address: std::net::SocketAddr,
+    leader: FakeLeader,
+    view: FixedView,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Result<(), GatewayError>>,
+}
+
+impl Server {
+    async fn start(rule: Rule) -> Self {
+        Self::with(rule, config()).await
+    }
+
+    async fn with(rule: Rule, config: GatewayConfig) -> Self {
+        let leader = FakeLeader::start(rule).await;
+        let route =
+            Route { group: GroupId(3), epoch: Epoch(9), leader_address: leader.address.clone() };
+        let view = FixedView(Arc::new(Mutex::new(Ok(route))));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let gateway = Gateway::new(config, Box::new(view.clone())).expect("starts");
+        let limits = gateway.config.limits.clone();
+        let router = crate::routes::router(Arc::new(gateway));
+        let task = tokio::spawn(async move {
+            let stopped = async { drop(stopped.await) };
+            crate::server::run(listener, router, &limits, stopped).await
+        });
+        Self { address, leader, view, stop: Some(stop), task }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.expect("connects")
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Reply {
+        self.send(&request("POST", path, body.to_string().as_bytes())).await
+    }
+
+    async fn get(&self, path: &str) -> Reply {
+        self.send(&request("GET", path, b"")).await
+    }
+
+    /// Sends raw bytes and reads to the end of the connection.
+    async fn send(&self, bytes: &[u8]) -> Reply {
+        let mut stream = self.connect().await;
+        // A server that has refused the head need not read the body.
+        let _ = stream.write_all(bytes).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        Reply::parse(&answer)
+    }
+
+    /// A completion that must succeed.
+    async fn complete(&self, mut body: Value) -> Value {
+        body["model"] = json!("demo");
+        let reply = self.post("/v1/completions", &body).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()
+    }
+
+    async fn ids(&self, text: &str) -> Vec<u32> {
+        let reply = self.post("/tokenize", &json!({"prompt": text})).await;
+        serde_json::from_value(reply.json()["tokens"].clone()).expect("ids")
+    }
+}
+
+fn request(method: &str, path: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let mut bytes = format!(
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    )
+    .into_bytes();
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// An HTTP answer, read to its end.
+struct Reply {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+    /// The body ended as it should, and not with the connection.
+    complete: bool,
+}
+
+impl Reply {
+    fn parse(bytes: &[u8]) -> Self {
+        let split = bytes.windows(4).position(|w| w == b"\r\n\r\n").expect("an HTTP answer");
+        let head = String::from_utf8_lossy(&bytes[..split]).to_lowercase();
+        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
+        let raw = &bytes[split + 4..];
+        let (body, complete) = if head.contains("transfer-encoding: chunked") {
+            dechunk(raw)
+        } else {
+            (raw.to_vec(), true)
+        };
+        Self { status, head, body, complete }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
+    }
+
+    fn error(&self) -> Value {
+        self.json()["error"].clone()
+    }
+
+    /// The events of a stream; `[DONE]` as a string.
+    fn events(&self) -> Vec<Value> {
+        let text = self.text();
+        let events = text.split("\n\n").filter(|event| !event.is_empty());
+        events
+            .map(|event| {
+                let data = event.strip_prefix("data: ").expect("an event");
+                serde_json::from_str(data).unwrap_or_else(|_| json!(data))
+            })
+            .collect()
+    }
+}
+
+fn dechunk(mut raw: &[u8]) -> (Vec<u8>, bool) {
+    let mut body = Vec::new();
+    while let Some(end) = raw.windows(2).position(|w| w == b"\r\n") {
+        let size = String::from_utf8_lossy(&raw[..end]);
+        let size = usize::from_str_radix(size.trim(), 16).expect("a chunk size");
+        if size == 0 {
+            return (body, true);
+        }
+        body.extend_from_slice(&raw[end + 2..end + 2 + size]);
+        raw = &raw[end + 4 + size..];
+    }
+    (body, false)
+}
