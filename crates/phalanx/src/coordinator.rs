@@ -50,7 +50,7 @@ pub(crate) async fn serve(roles: Roles, shutdown: CancellationToken) -> anyhow::
         cluster = %cluster.local_addr()?,
         ranks = deployment.ranks,
         stripes = deployment.stripes,
-        "coordinator"
+        "the coordinator listens"
     );
     let control =
         control::start(cluster, deployment, ControlConfig { lease: LEASE }, shutdown.clone())?;

@@ -30,9 +30,9 @@ impl ModelDir {
         ensure!(path.is_dir(), "{} is not a directory", path.display());
         let path = path.canonicalize().with_context(|| path.display().to_string())?;
         let config = required(&path, "config.json")?;
-        let mut spec = ModelSpec::from_config(&config)?;
+        let mut spec = ModelSpec::from_config(&config).context("config.json")?;
         if let Some(generation) = optional(&path, "generation_config.json")? {
-            spec.with_generation_config(&generation)?;
+            spec.with_generation_config(&generation).context("generation_config.json")?;
         }
         let name = path.file_name().map_or("model".into(), |n| n.to_string_lossy());
         let digest = digest(&path)?;

@@ -1,5 +1,6 @@
 //! What every role needs of its process: logs, signals, memory, a parent that may go away.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,7 @@ pub(crate) fn log_to_stderr(filter: &str) {
     tracing_subscriber::fmt()
         .with_env_filter(filter_set)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
     if wrong {

@@ -117,7 +117,7 @@ fn a_model_that_does_not_fit_says_how_much_is_missing() {
     let output = output(phalanx().arg("serve").arg(model).args(options));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());
-    for part in ["missing", "MiB", "--memory"] {
+    for part in ["lacks 13.19 MiB (13831680 bytes)", "device 0", "--memory"] {
         assert!(errors.contains(part), "{part:?} is not named: {errors}");
     }
 }
