@@ -150,6 +150,8 @@ fn what_is_kept_for_information_is_bounded() {
     }
     assert!(state.groups().len() <= 8 && state.nodes().len() <= 34);
     assert_eq!(state.groups().keys().next_back(), Some(&GroupId(100)));
+    // Two at first, one more each time: forgetting a node frees no number.
+    assert_eq!(state.nodes().keys().next_back(), Some(&NodeId(102)));
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn tell(script: &str) -> String {
 fn three_workers_a_loss_and_a_return() {
     let script = "join 1\ndeploy 3\njoin 1\njoin 2\nreconcile\nshow\njoin 3\njoin 3\nreconcile\n\
         reconcile\nready 1 1 0\nready 1 1 0\nready 1 2 1\nready 1 1 3\nready 1 1 1\nshow\n\
-        ready 1 1 2\nshow\nlost 2\nlost 2\nlost 9\nready 1 1 1\nreconcile\nshow\n\
+        ready 1 1 2\nready 1 1 2\nshow\nlost 2\nlost 2\nlost 9\nready 1 1 1\nreconcile\nshow\n\
         join 4\nreconcile\nready 1 1 0\nready 2 2 0\nready 2 2 1\nready 2 2 2\nretire 2 1\n\
         show\nretire 2 2\nreconcile\nshow";
     assert_eq!(tell(script), include_str!("three_workers.txt"));
