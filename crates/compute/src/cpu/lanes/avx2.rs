@@ -23,7 +23,7 @@ pub(super) fn run<K: Kernel>(lanes: Avx2, kernel: K) -> K::Output {
 macro_rules! avx2 {
     ($call:expr) => {
         // SAFETY: a value of `Avx2` exists only where the features were detected, and the only
-        // pointers passed come from references to sixteen elements.
+        // pointers read or written come from references to sixteen elements.
         unsafe { $call }
     };
 }
@@ -36,6 +36,14 @@ impl Lanes for Avx2 {
     const FLOAT_ROWS: usize = 3;
     const INT_ROWS: usize = 3;
     const PANELS: usize = 2;
+
+    #[inline(always)]
+    fn prefetch<T>(self, from: &T, bytes: usize) {
+        let at = (from as *const T).cast::<i8>().wrapping_add(bytes);
+        for line in (0..size_of::<T>()).step_by(64) {
+            avx2!(_mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line)));
+        }
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {
@@ -128,20 +136,27 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn dot4(self, acc: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I {
-        // Even and odd bytes as 16-bit lanes: `vpmaddwd` adds two products exactly, where
-        // `vpmaddubsw` would saturate.
-        avx2!(std::array::from_fn(|i| {
-            let even = _mm256_and_si256(unsigned[i], _mm256_set1_epi16(0xff));
-            let odd = _mm256_srli_epi16::<8>(unsigned[i]);
-            let even_s = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(signed[i]));
-            let odd_s = _mm256_srai_epi16::<8>(signed[i]);
-            let sum = _mm256_add_epi32(acc[i], _mm256_madd_epi16(even, even_s));
-            _mm256_add_epi32(sum, _mm256_madd_epi16(odd, odd_s))
-        }))
+        avx2!([
+            dot4_of_eight(acc[0], unsigned[0], signed[0]),
+            dot4_of_eight(acc[1], unsigned[1], signed[1]),
+        ])
     }
 
     #[inline(always)]
     fn to_f32(self, value: Self::I) -> Self::F {
         avx2!([_mm256_cvtepi32_ps(value[0]), _mm256_cvtepi32_ps(value[1])])
     }
+}
+
+/// Even and odd bytes as 16-bit lanes: `vpmaddwd` adds two products exactly, where `vpmaddubsw`
+/// would saturate. (Not a closure: those lack the features and keep intrinsics from inlining.)
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn dot4_of_eight(acc: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
+    let even = _mm256_and_si256(unsigned, _mm256_set1_epi16(0xff));
+    let odd = _mm256_srli_epi16::<8>(unsigned);
+    let even_signed = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(signed));
+    let odd_signed = _mm256_srai_epi16::<8>(signed);
+    let sum = _mm256_add_epi32(acc, _mm256_madd_epi16(even, even_signed));
+    _mm256_add_epi32(sum, _mm256_madd_epi16(odd, odd_signed))
 }

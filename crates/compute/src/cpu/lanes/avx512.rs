@@ -36,7 +36,7 @@ pub(super) fn run_vnni<K: Kernel>(lanes: Avx512<true>, kernel: K) -> K::Output {
 macro_rules! avx512 {
     ($call:expr) => {
         // SAFETY: a value of `Avx512` exists only where the features were detected (VNNI only
-        // with `VNNI`), and the only pointers passed come from references to sixteen elements.
+        // with `VNNI`), and the only pointers read or written come from references to sixteen elements.
         unsafe { $call }
     };
 }
@@ -49,6 +49,14 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     const FLOAT_ROWS: usize = 12;
     const INT_ROWS: usize = 8;
     const PANELS: usize = 4;
+
+    #[inline(always)]
+    fn prefetch<T>(self, from: &T, bytes: usize) {
+        let at = (from as *const T).cast::<i8>().wrapping_add(bytes);
+        for line in (0..size_of::<T>()).step_by(64) {
+            avx512!(_mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line)));
+        }
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {

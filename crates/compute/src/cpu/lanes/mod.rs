@@ -36,6 +36,12 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     /// Panels walked side by side when there is one row.
     const PANELS: usize;
 
+    /// Asks for the memory at `bytes` ahead of `from`, which need not exist.
+    #[inline(always)]
+    fn prefetch<T>(self, from: &T, bytes: usize) {
+        let _ = (from, bytes);
+    }
+
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;
     fn store(self, value: Self::F, to: &mut [f32; LANES]);
