@@ -66,6 +66,10 @@ pub struct RequestLimits {
     pub connections: usize,
     /// How long a client may take to send a request's head, and then its body.
     pub receive_timeout: Duration,
+    /// Bytes of request bodies over all connections; further requests wait to be read.
+    pub bodies_bytes: usize,
+    /// How long a client may take to make room for more of an answer.
+    pub send_timeout: Duration,
     /// How long open answers may go on after shutdown was asked for.
     pub drain: Duration,
 }
@@ -87,6 +91,8 @@ impl Default for RequestLimits {
             tokenizing: 2,
             connections: 1024,
             receive_timeout: Duration::from_secs(30),
+            bodies_bytes: 256 << 20,
+            send_timeout: Duration::from_secs(60),
             drain: Duration::from_secs(10),
         }
     }

@@ -55,6 +55,8 @@ pub(crate) struct Gateway {
     view: Box<dyn View>,
     leaders: Leaders,
     tokenizing: Arc<Semaphore>,
+    /// Room for request bodies, in KiB.
+    pub(crate) bodies: Arc<Semaphore>,
 }
 
 impl Gateway {
@@ -68,6 +70,7 @@ impl Gateway {
             template: ChatTemplate::new(files, &config.limits)?.map(Arc::new),
             defaults: SamplingDefaults::new(files.generation_config.as_deref())?,
             tokenizing: Arc::new(Semaphore::new(config.limits.tokenizing.max(1))),
+            bodies: Arc::new(Semaphore::new(kib(config.limits.bodies_bytes) as usize)),
             leaders: Leaders::default(),
             name,
             view,
@@ -254,6 +257,11 @@ impl Gateway {
         });
         try_join_all(open).await
     }
+}
+
+/// KiB that so many bytes take.
+pub(crate) fn kib(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
 /// Renders and encodes a chat. Texts of the caller are guarded against control tokens.

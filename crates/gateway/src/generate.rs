@@ -118,7 +118,7 @@ impl Sequence {
         job: Job,
         context: (Arc<Tokenizer>, Meter),
     ) -> Result<Self, ApiError> {
-        let (tokenizer, meter) = context;
+        let (tokenizer, mut meter) = context;
         let generate = Generate {
             group: route.group,
             epoch: route.epoch,
@@ -126,6 +126,7 @@ impl Sequence {
             request: job.request,
         };
         let events = leaders.generate(route, generate.to_wire()).await?;
+        meter.taken();
         let matcher = StopMatcher::new(job.text.stops.clone(), job.text.include_stop);
         Ok(Self {
             index: job.index,

@@ -25,6 +25,7 @@ mod gateway;
 mod generate;
 mod leader;
 mod metrics;
+mod patience;
 mod routes;
 mod server;
 mod specials;

@@ -62,14 +62,14 @@ impl Metrics {
         self.http.get_or_create(&Answer { route: route.to_owned(), status }).inc();
     }
 
-    /// Watches one sequence that starts now.
+    /// Watches one sequence that is about to start; see [`Meter::taken`].
     pub(crate) fn meter(&self, prompt_tokens: usize) -> Meter {
         Meter {
             metrics: self.clone(),
             prompt_tokens: u64::try_from(prompt_tokens).unwrap_or(0),
             started: Instant::now(),
             last: None,
-            done: false,
+            running: false,
         }
     }
 
@@ -141,10 +141,15 @@ pub(crate) struct Meter {
     prompt_tokens: u64,
     started: Instant,
     last: Option<Instant>,
-    done: bool,
+    running: bool,
 }
 
 impl Meter {
+    /// The leader has taken the sequence; a refused one is in no count of sequences.
+    pub(crate) fn taken(&mut self) {
+        self.running = true;
+    }
+
     /// A token came.
     pub(crate) fn token(&mut self) {
         let now = Instant::now();
@@ -164,7 +169,7 @@ impl Meter {
         if self.last.is_none() {
             self.metrics.prompt_tokens.inc_by(self.prompt_tokens);
         }
-        self.done = true;
+        self.running = false;
         self.metrics.whole.observe(self.started.elapsed().as_secs_f64());
         self.metrics.success.get_or_create(&Reason { finished_reason: reason }).inc();
     }
@@ -172,7 +177,7 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        if !self.done {
+        if self.running {
             self.metrics.success.get_or_create(&Reason { finished_reason: "abort" }).inc();
         }
     }
@@ -187,10 +192,14 @@ mod tests {
         let metrics = Metrics::new("demo");
         metrics.answered("/v1/models", 200);
         let mut meter = metrics.meter(7);
+        meter.taken();
         meter.token();
         meter.token();
         meter.finish("stop");
         drop(meter);
+        let mut left = metrics.meter(1);
+        left.taken();
+        drop(left);
         drop(metrics.meter(1));
         let counts = CountsReply {
             waiting: 1,

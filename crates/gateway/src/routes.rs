@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{MatchedPath, Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -13,6 +14,7 @@ use axum::{Extension, Router};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 use crate::api::chat::{ChatRequest, ChatWriter};
@@ -24,7 +26,7 @@ use crate::api::tokens::{DetokenizeRequest, Input, TokenizeRequest};
 use crate::clock::unix_seconds;
 use crate::detokenizer::Detokenizer;
 use crate::error::ApiError;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, kib};
 use crate::stream::{Writer, collect, respond};
 
 type Shared = State<Arc<Gateway>>;
@@ -70,17 +72,24 @@ async fn identify(State(gateway): Shared, mut request: Request, next: Next) -> R
     response
 }
 
-/// Reads a JSON body within the limits of size and time.
-async fn read_body(gateway: &Gateway, request: Request) -> Result<Bytes, ApiError> {
+/// Reads a JSON body within the limits of size and time, and once there is room for it. The
+/// permit keeps the room until the body's texts are tokens.
+async fn read_body(
+    gateway: &Gateway,
+    request: Request,
+) -> Result<(Bytes, OwnedSemaphorePermit), ApiError> {
     let limits = &gateway.config.limits;
-    check_head(request.headers(), limits.body_bytes)?;
+    let announced = check_head(request.headers(), limits.body_bytes)?;
+    let room = kib(announced.unwrap_or(limits.body_bytes).min(limits.bodies_bytes));
+    let room = Arc::clone(&gateway.bodies).acquire_many_owned(room).await;
+    let room = room.map_err(|_| ApiError::internal("the server is closing"))?;
     let read = gather(request.into_body(), limits.body_bytes);
-    let read = tokio::time::timeout(limits.receive_timeout, read);
-    read.await.map_err(|_| ApiError::slow_body())?
+    let read = tokio::time::timeout(limits.receive_timeout, read).await;
+    Ok((read.map_err(|_| ApiError::slow_body())??, room))
 }
 
-/// Refuses by head what need not be read.
-fn check_head(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
+/// Refuses by head what need not be read; gives the announced length.
+fn check_head(headers: &HeaderMap, limit: usize) -> Result<Option<usize>, ApiError> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let kind = header(header::CONTENT_TYPE).unwrap_or("application/json");
     // Browsers send other types to foreign sites without asking them first.
@@ -92,7 +101,7 @@ fn check_head(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
     if announced.is_some_and(|n| n > limit) {
         return Err(ApiError::too_large(limit));
     }
-    Ok(())
+    Ok(announced)
 }
 
 async fn gather(body: Body, limit: usize) -> Result<Bytes, ApiError> {
@@ -114,7 +123,8 @@ async fn list_models(State(gateway): Shared) -> Json<Value> {
     Json(models::list(&config.served_names, gateway.created, config.context))
 }
 
-async fn one_model(State(gateway): Shared, Path(id): Path<String>) -> Answer {
+async fn one_model(State(gateway): Shared, id: Result<Path<String>, PathRejection>) -> Answer {
+    let Path(id) = id.map_err(|_| ApiError::no_model())?;
     gateway.check_model(&id)?;
     let config = &gateway.config;
     let root = config.served_names.first().map_or("", String::as_str);
@@ -134,11 +144,12 @@ async fn completions(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Answer {
-    let body = read_body(&gateway, request).await?;
+    let (body, room) = read_body(&gateway, request).await?;
     let request = CompletionsRequest::parse(&body, &gateway.rules())?;
     drop(body);
     gateway.check_model(&request.options.model)?;
     let ids = gateway.prompt_ids(request.prompts.clone(), request.add_special).await?;
+    drop(room);
     let jobs = gateway.completion_jobs(&request, &ids)?;
     let options = &request.options;
     let prompts = jobs.iter().map(|job| Arc::clone(&ids[job.index / options.choices])).collect();
@@ -165,11 +176,12 @@ async fn chat(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Answer {
-    let body = read_body(&gateway, request).await?;
+    let (body, room) = read_body(&gateway, request).await?;
     let request = ChatRequest::parse(&body, &gateway.rules())?;
     drop(body);
     gateway.check_model(&request.options.model)?;
     let ids = gateway.chat_ids(request.conversation.clone()).await?;
+    drop(room);
     let jobs = gateway.chat_jobs(&request, &ids)?;
     let options = &request.options;
     let writer = ChatWriter {
@@ -191,7 +203,7 @@ async fn chat(
 }
 
 async fn tokenize(State(gateway): Shared, request: Request) -> Answer {
-    let body = read_body(&gateway, request).await?;
+    let (body, room) = read_body(&gateway, request).await?;
     let mut request = TokenizeRequest::parse(&body, &gateway.rules())?;
     request.model.as_deref().map_or(Ok(()), |model| gateway.check_model(model))?;
     let empty = Input::Text { text: String::new(), add_special: false };
@@ -202,17 +214,19 @@ async fn tokenize(State(gateway): Shared, request: Request) -> Answer {
             gateway.tokenizing(move || tokenizer.encode(&text, add_special)).await?
         }
     };
+    drop(room);
     let context = gateway.config.context;
     Ok(Json(request.answer(&ids, &gateway.tokenizer, context)).into_response())
 }
 
 async fn detokenize(State(gateway): Shared, request: Request) -> Answer {
-    let body = read_body(&gateway, request).await?;
+    let (body, room) = read_body(&gateway, request).await?;
     let request = DetokenizeRequest::parse(&body, &gateway.rules())?;
     request.model.as_deref().map_or(Ok(()), |model| gateway.check_model(model))?;
     let tokenizer = Arc::clone(&gateway.tokenizer);
     let text = move || Ok(Detokenizer::all(&tokenizer, &request.ids, false));
     let text = gateway.tokenizing(text).await?;
+    drop(room);
     Ok(Json(json!({"prompt": text})).into_response())
 }
 

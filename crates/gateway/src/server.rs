@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::config::{GatewayError, RequestLimits};
+use crate::patience::Patient;
 
 /// Most bytes of a request's head.
 const HEAD_BYTES: usize = 32 << 10;
@@ -34,6 +35,7 @@ pub(crate) async fn run(
     let (closing, closed) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
+    let times = (limits.receive_timeout, limits.send_timeout);
     let mut errors = 0;
     loop {
         let accepted = tokio::select! {
@@ -55,7 +57,7 @@ pub(crate) async fn run(
             break;
         };
         errors = 0;
-        let served = serve(stream, router.clone(), limits.receive_timeout, closed.clone());
+        let served = serve(stream, router.clone(), times, closed.clone());
         connections.spawn(async move {
             served.await;
             drop(place);
@@ -83,7 +85,7 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> std::io::Res
 async fn serve(
     stream: TcpStream,
     router: Router,
-    head_timeout: Duration,
+    (head_timeout, send_timeout): (Duration, Duration),
     mut closing: watch::Receiver<bool>,
 ) {
     // Tokens are small; waiting to fill a packet would delay each.
@@ -94,7 +96,8 @@ async fn serve(
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(head_timeout);
     builder.max_headers(HEADERS).max_buf_size(HEAD_BYTES);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection =
+        builder.serve_connection(TokioIo::new(Patient::new(stream, send_timeout)), service);
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,

@@ -40,7 +40,7 @@ async fn a_slow_reader_holds_back_its_leader() {
     })
     .await;
     let body = json!({"model": "demo", "prompt": "abc", "max_tokens": 1_900_000, "stream": true});
-    let mut connection = server.connect().await;
+    let mut connection = server.connect_narrow().await;
     let bytes = request("POST", "/v1/completions", body.to_string().as_bytes());
     connection.write_all(&bytes).await.expect("sends");
     server.leader.wait_open(1).await;
@@ -57,6 +57,46 @@ async fn a_slow_reader_holds_back_its_leader() {
     assert_eq!(server.leader.open(), 1);
     drop(connection);
     server.leader.wait_open(0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_is_left() {
+    let mut config = config();
+    config.context = 2_000_000;
+    config.limits.send_timeout = Duration::from_millis(300);
+    let server = Server::with(Rule::default(), config).await;
+    let body = json!({"model": "demo", "prompt": "abc", "max_tokens": 1_900_000, "stream": true});
+    let mut connection = server.connect_narrow().await;
+    let bytes = request("POST", "/v1/completions", body.to_string().as_bytes());
+    connection.write_all(&bytes).await.expect("sends");
+    server.leader.wait_open(1).await;
+    let left = tokio::time::timeout(Duration::from_secs(60), async {
+        while server.leader.open() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert!(left.await.is_ok(), "the sequence still runs");
+    let made = server.leader.produced();
+    assert!(made < 500_000, "{made} tokens: it ended by itself");
+    drop(connection);
+}
+
+#[tokio::test]
+async fn bodies_wait_for_room() {
+    let mut config = config();
+    config.limits.bodies_bytes = 2048;
+    config.limits.receive_timeout = Duration::from_secs(2);
+    let server = Server::with(Rule::default(), config).await;
+    let mut slow = server.connect().await;
+    let head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2000\r\n\r\n{";
+    slow.write_all(head).await.expect("sends");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let body = json!({"model": "demo", "prompt": "x", "max_tokens": 1});
+    let second = server.post("/v1/completions", &body);
+    let waits = tokio::time::timeout(Duration::from_millis(300), second).await;
+    assert!(waits.is_err(), "there is no room while the first body is on its way");
+    drop(slow);
+    assert_eq!(server.post("/v1/completions", &body).await.status, 200);
 }
 
 #[tokio::test]

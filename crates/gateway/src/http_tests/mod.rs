@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use cluster::{Epoch, GroupId, Route};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -75,7 +75,11 @@ impl Server {
         let route =
             Route { group: GroupId(3), epoch: Epoch(9), leader_address: leader.address.clone() };
         let view = FixedView(Arc::new(Mutex::new(Ok(route))));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let socket = TcpSocket::new_v4().expect("a socket");
+        // Little room for what nobody reads, so that tests of slow readers are quick.
+        socket.set_send_buffer_size(16 << 10).expect("sets");
+        socket.bind("127.0.0.1:0".parse().expect("an address")).expect("binds");
+        let listener = socket.listen(64).expect("listens");
         let address = listener.local_addr().expect("an address");
         let (stop, stopped) = oneshot::channel::<()>();
         let gateway = Gateway::new(config, Box::new(view.clone())).expect("starts");
@@ -90,6 +94,13 @@ impl Server {
 
     async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.expect("connects")
+    }
+
+    /// A connection on which little waits to be read.
+    async fn connect_narrow(&self) -> TcpStream {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("sets");
+        socket.connect(self.address).await.expect("connects")
     }
 
     async fn post(&self, path: &str, body: &Value) -> Reply {

@@ -191,7 +191,9 @@ async fn models_and_paths_that_do_not_exist() {
     let missing = json!({"prompt": "x"});
     let expected = (400, "model", "missing_required_parameter");
     refused(&server, "/v1/completions", &missing, expected).await;
-    assert_eq!(server.get("/v1/models/nope").await.error()["code"], "model_not_found");
+    for path in ["/v1/models/nope", "/v1/models/%ff"] {
+        assert_eq!(server.get(path).await.error()["code"], "model_not_found");
+    }
     refused(&server, "/v1/embeddings", &json!({}), (404, "", "not_found")).await;
     let method = server.get("/v1/completions").await;
     assert_eq!((method.status, method.error()["code"].clone()), (405, json!("method_not_allowed")));
@@ -216,7 +218,7 @@ async fn bodies_that_are_no_json() {
         assert!(!reply.text().contains("secret"));
     }
     for number in ["NaN", "Infinity", "-Infinity", "1e999"] {
-        let body = format!("{{\"model\": \"demo\", \"prompt\": \"x\", \"temperature\": {number}}}");
+        let body = format!(r#"{{"model": "demo", "prompt": "x", "temperature": {number}}}"#);
         let reply = server.send(&request("POST", path, body.as_bytes())).await;
         assert_eq!((reply.status, reply.error()["param"].clone()), (400, json!("temperature")));
     }
