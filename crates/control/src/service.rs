@@ -137,12 +137,14 @@ impl Session {
 }
 
 /// What a worker is told whose join was refused. A worker that comes back before its old session
-/// is known to be dead shall try again; everything else it cannot mend by itself.
+/// is known to be dead, or while there is no room, shall try again; everything else it cannot mend
+/// by waiting.
 fn refused(why: &Rejected) -> Status {
     let text = why.to_string();
     match why {
         Rejected::BadNode(_) => Status::invalid_argument(text),
         Rejected::AddressTaken { .. } => Status::already_exists(text),
+        Rejected::TooManyNodes { .. } => Status::resource_exhausted(text),
         _ => Status::failed_precondition(text),
     }
 }
