@@ -271,21 +271,20 @@ fn score<L: Lanes, E: Element>(
     let count = keys.len() / vectors;
     let mut head = 0;
     while head < heads {
-        let four = heads - head >= 4;
+        let batch = if heads - head >= L::HEADS { L::HEADS } else { 1 };
         let mut key = 0;
         while key < count {
-            key += match (four, count - key) {
-                (true, 2..) => {
-                    dots::<L, E, 4, 2>(lanes, queries, keys, vectors, (head, key), &mut to)
-                }
-                (true, _) => {
-                    dots::<L, E, 4, 1>(lanes, queries, keys, vectors, (head, key), &mut to)
-                }
-                (_, 4..) => dots::<L, E, 1, 4>(lanes, queries, keys, vectors, (head, key), &mut to),
-                _ => dots::<L, E, 1, 1>(lanes, queries, keys, vectors, (head, key), &mut to),
+            let at = (head, key);
+            key += match (batch, count - key) {
+                (4, 2..) => dots::<L, E, 4, 2>(lanes, queries, keys, vectors, at, &mut to),
+                (4, _) => dots::<L, E, 4, 1>(lanes, queries, keys, vectors, at, &mut to),
+                (2, 2..) => dots::<L, E, 2, 2>(lanes, queries, keys, vectors, at, &mut to),
+                (2, _) => dots::<L, E, 2, 1>(lanes, queries, keys, vectors, at, &mut to),
+                (_, 4..) => dots::<L, E, 1, 4>(lanes, queries, keys, vectors, at, &mut to),
+                _ => dots::<L, E, 1, 1>(lanes, queries, keys, vectors, at, &mut to),
             };
         }
-        head += if four { 4 } else { 1 };
+        head += batch;
     }
 }
 
@@ -335,18 +334,20 @@ fn accumulate<L: Lanes, E: Element>(
     let heads = sums.len() / vectors;
     let mut head = 0;
     while head < heads {
-        let four = heads - head >= 4;
+        let batch = if heads - head >= L::HEADS { L::HEADS } else { 1 };
         let mut v = 0;
         while v < vectors {
             let at = (head, v);
-            v += match (four, vectors - v) {
-                (true, 4..) => weigh::<L, E, 4, 4>(lanes, scores, values, vectors, at, sums),
-                (true, _) => weigh::<L, E, 4, 1>(lanes, scores, values, vectors, at, sums),
+            v += match (batch, vectors - v) {
+                (4, 4..) => weigh::<L, E, 4, 4>(lanes, scores, values, vectors, at, sums),
+                (4, _) => weigh::<L, E, 4, 1>(lanes, scores, values, vectors, at, sums),
+                (2, 2..) => weigh::<L, E, 2, 2>(lanes, scores, values, vectors, at, sums),
+                (2, _) => weigh::<L, E, 2, 1>(lanes, scores, values, vectors, at, sums),
                 (_, 4..) => weigh::<L, E, 1, 4>(lanes, scores, values, vectors, at, sums),
                 _ => weigh::<L, E, 1, 1>(lanes, scores, values, vectors, at, sums),
             };
         }
-        head += if four { 4 } else { 1 };
+        head += batch;
     }
 }
 

@@ -36,6 +36,7 @@ impl Lanes for Avx2 {
     const FLOAT_ROWS: usize = 3;
     const INT_ROWS: usize = 3;
     const PANELS: usize = 2;
+    const HEADS: usize = 2;
 
     #[inline(always)]
     fn prefetch<T>(self, from: &T, bytes: usize) {

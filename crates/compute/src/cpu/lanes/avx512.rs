@@ -49,6 +49,7 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     const FLOAT_ROWS: usize = 12;
     const INT_ROWS: usize = 8;
     const PANELS: usize = 4;
+    const HEADS: usize = 4;
 
     #[inline(always)]
     fn prefetch<T>(self, from: &T, bytes: usize) {

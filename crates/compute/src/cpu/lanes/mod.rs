@@ -35,6 +35,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     const INT_ROWS: usize;
     /// Panels walked side by side when there is one row.
     const PANELS: usize;
+    /// Query heads (4 or 2) that share a pass over keys and values.
+    const HEADS: usize;
 
     /// Asks for the memory at `bytes` ahead of `from`, which need not exist.
     #[inline(always)]

@@ -18,6 +18,7 @@ impl Lanes for Portable {
     const FLOAT_ROWS: usize = 4;
     const INT_ROWS: usize = 4;
     const PANELS: usize = 1;
+    const HEADS: usize = 2;
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {
