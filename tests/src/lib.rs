@@ -1,4 +1,5 @@
 //! What the tests across crates share: golden checkpoints, and groups of ranks in this process.
+#![forbid(unsafe_code)]
 
 pub mod golden;
 pub mod group;

@@ -63,7 +63,8 @@ impl Endpoint {
 
     /// Connects rank `rank` to all others of its group, within `timeout`. `peers[r]` is where rank
     /// `r` listens; the own entry is not used. The ranks may start in any order; whoever does not
-    /// belong (another group, epoch or size, a rank taken, noise) is turned away and forming goes on.
+    /// belong (another group, epoch or size, a rank taken, noise) is turned away, and forming goes
+    /// on.
     ///
     /// A later call, for the next epoch, makes an earlier one that still runs give up (`Aborted`).
     /// Errors: `Invalid` arguments, `Unformed` with the missing ranks, `WrongEpoch` at once when a

@@ -1,9 +1,9 @@
 //! A closed set of fused operations, on the CPU today.
 //!
-//! Numerics contract (`exact`): every element of every output is computed in an order that depends
-//! only on shapes that belong to the model and its stripes and on the token's own position: never on
-//! how many rows a call has, on neighbours, on threads or on the instruction set. So each kernel has
-//! one order, written once portably, and its AVX2 and AVX-512 forms give the same bits.
+//! Numerics contract (`exact`): every element of every output is computed in an order that
+//! depends only on shapes that belong to the model and its stripes and on the token's own position:
+//! never on how many rows a call has, on neighbours, on threads or on the instruction set. So each
+//! kernel has one order, written once portably, and its AVX2 and AVX-512 forms give the same bits.
 
 mod check;
 pub mod cpu;

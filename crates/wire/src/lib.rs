@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 /// Generated from `proto/phalanx/v1`; the documentation stands in the proto files.
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "generated; the proto files hold the documentation")]
 pub mod pb {
     tonic::include_proto!("phalanx.v1");
 }

@@ -103,7 +103,8 @@ impl Show {
     pub(crate) fn next(&self, http: SocketAddr, model: &str) {
         self.line("\nThe cluster goes on serving. Try:\n");
         self.line(&format!(
-            "  curl -N http://{http}/v1/chat/completions -H 'Content-Type: application/json' \\\n    \
+            "  curl -N http://{http}/v1/chat/completions \\\n    \
+             -H 'Content-Type: application/json' \\\n    \
              -d '{{\"model\": \"{model}\", \"stream\": true, \"max_tokens\": 60, \
              \"messages\": [{{\"role\": \"user\", \"content\": \"Who goes there?\"}}]}}'"
         ));

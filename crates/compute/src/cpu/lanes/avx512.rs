@@ -36,7 +36,7 @@ pub(super) fn run_vnni<K: Kernel>(lanes: Avx512<true>, kernel: K) -> K::Output {
 macro_rules! avx512 {
     ($call:expr) => {
         // SAFETY: a value of `Avx512` exists only where the features were detected (VNNI only
-        // with `VNNI`), and the only pointers read or written come from references to sixteen elements.
+        // with `VNNI`), and the only pointers read or written come from references to 16 elements.
         unsafe { $call }
     };
 }
