@@ -92,7 +92,10 @@ async fn prompts_that_do_not_fit() {
     let server = Server::start(Rule::default()).await;
     let path = "/v1/completions";
     let long = |n: usize| vec![7; n];
-    let body = |prompt: usize, max: Value| json!({"model": "demo", "prompt": long(prompt), "max_tokens": max});
+    let body = |prompt: usize, max: Value| {
+        let prompt = long(prompt);
+        json!({"model": "demo", "prompt": prompt, "max_tokens": max})
+    };
     let expected = (400, "prompt", "context_length_exceeded");
     refused(&server, path, &body(CONTEXT, json!(1)), expected).await;
     refused(&server, path, &body(CONTEXT, json!(null)), expected).await;
