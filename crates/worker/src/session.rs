@@ -82,7 +82,9 @@ impl Session {
             Err(status) => return end_of(&status),
         };
         let (up, mut ranks) = channel::unbounded_channel::<Report>();
-        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        // Beside the loop below: an order may take long to obey, which is not silence.
+        let mut beating = tokio::task::JoinSet::new();
+        beating.spawn(beat(reports.clone()));
         let mut node = None;
         loop {
             let report = tokio::select! {
@@ -95,7 +97,6 @@ impl Session {
                     None => return End::Broken("the coordinator ended the session".to_owned()),
                 },
                 Some(report) = ranks.recv() => report,
-                _ = heartbeat.tick() => Report::Heartbeat,
             };
             if reports.send(report.to_wire()).await.is_err() {
                 return End::Broken("the session's stream closed".to_owned());
@@ -118,9 +119,18 @@ impl Session {
             }
             Order::Form(form) => {
                 let node = node.ok_or("a group was ordered before a welcome")?;
-                let formation = formation(*form, node, self.hardware.devices.len())?;
-                let FormGroup { group, epoch, .. } = formation.order;
+                let FormGroup { group, epoch, .. } = *form;
                 tracing::info!(group = group.0, epoch = epoch.0, "forming a group");
+                let mine = form.plan.ranks.iter().find(|r| r.node == node).map_or(0, |r| r.rank);
+                let formation = match formation(*form, node, self.hardware.devices.len()) {
+                    Ok(formation) => formation,
+                    Err(reason) => {
+                        // Another plan may do: the group fails, not the worker.
+                        tracing::error!(group = group.0, epoch = epoch.0, reason, "cannot form");
+                        let _ = up.send(Report::Failed { group, epoch, rank: mine, reason });
+                        return Ok(());
+                    }
+                };
                 let (groups, hardware) = (Arc::clone(&self.groups), Arc::clone(&self.hardware));
                 let up = up.clone();
                 let form = move || groups.form(node, &Arc::new(formation), &hardware, &up);
@@ -132,6 +142,17 @@ impl Session {
                 let retire = move || groups.retire(group);
                 tokio::task::spawn_blocking(retire).await.map_err(|e| e.to_string())
             }
+        }
+    }
+}
+
+/// Shows that the worker is alive until the session ends.
+async fn beat(reports: channel::Sender<pb::WorkerReport>) {
+    let mut interval = tokio::time::interval(HEARTBEAT);
+    loop {
+        interval.tick().await;
+        if reports.send(Report::Heartbeat.to_wire()).await.is_err() {
+            return;
         }
     }
 }
