@@ -13,7 +13,8 @@ pub struct GatewayConfig {
     pub context: usize,
     /// Size of the model's vocabulary; token ids in requests must lie below it.
     pub vocab: usize,
-    /// The id that opens a text, where the model has one.
+    /// The id that opens a text, where the model has one: `bos_token` of chat templates where
+    /// `tokenizer_config.json` names none.
     pub bos: Option<u32>,
     /// Ids that end an answer unless the request says `ignore_eos`.
     pub eos: Vec<u32>,

@@ -63,11 +63,18 @@ impl Gateway {
     pub(crate) fn new(config: GatewayConfig, view: Box<dyn View>) -> Result<Self, GatewayError> {
         let name = config.served_names.first().ok_or(GatewayError::NoName)?.clone();
         let files = &config.files;
+        let tokenizer = Tokenizer::new(&files.tokenizer_json)?;
+        let mut template = ChatTemplate::new(files, &config.limits)?;
+        if let Some(template) = &mut template {
+            let spelled = |id: Option<u32>| id.and_then(|id| tokenizer.name(id));
+            template.name_token("bos_token", spelled(config.bos));
+            template.name_token("eos_token", spelled(config.eos.first().copied()));
+        }
         Ok(Self {
-            tokenizer: Arc::new(Tokenizer::new(&files.tokenizer_json)?),
+            tokenizer: Arc::new(tokenizer),
             metrics: Metrics::new(&name),
             created: unix_seconds(SystemTime::now()),
-            template: ChatTemplate::new(files, &config.limits)?.map(Arc::new),
+            template: template.map(Arc::new),
             defaults: SamplingDefaults::new(files.generation_config.as_deref())?,
             tokenizing: Arc::new(Semaphore::new(config.limits.tokenizing.max(1))),
             bodies: Arc::new(Semaphore::new(kib(config.limits.bodies_bytes) as usize)),

@@ -75,6 +75,14 @@ impl ChatTemplate {
         }))
     }
 
+    /// Names a token that `tokenizer_config.json` leaves out.
+    pub(crate) fn name_token(&mut self, variable: &str, token: Option<String>) {
+        let known = self.tokens.iter().any(|(name, _)| name == variable);
+        if let Some(token) = token.filter(|_| !known) {
+            self.tokens.push((variable.to_owned(), token));
+        }
+    }
+
     /// Whether the template has a word for the role `developer`; others take it for `system`.
     pub(crate) fn knows_developer(&self) -> bool {
         self.knows_developer

@@ -119,6 +119,11 @@ impl Tokenizer {
         self.words.get(id as usize)?.as_ref()
     }
 
+    /// The name of a token as the vocabulary spells it.
+    pub(crate) fn name(&self, id: u32) -> Option<String> {
+        self.parsing.id_to_token(id)
+    }
+
     /// How ids become text.
     pub(crate) fn decoding(&self) -> &Decoding {
         &self.decoding

@@ -318,3 +318,27 @@ async fn health_and_metrics_tell_the_truth() {
     assert_eq!((refused.status, refused.error()["type"].clone()), (503, json!("server_error")));
     assert_eq!(refused.header("retry-after"), Some("1"));
 }
+
+#[tokio::test]
+async fn a_template_in_its_own_file_and_tokens_named_by_the_model() {
+    let mut config = config();
+    config.files.tokenizer_config = None;
+    config.files.chat_template = Some(
+        "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] | trim \
+         + eos_token }}{% endfor %}"
+            .to_owned(),
+    );
+    let server = Server::with(Rule::default(), config).await;
+    let body = json!({"messages": [{"role": "user", "content": " x "}]});
+    let chat = server.post("/tokenize", &body).await.json();
+    assert_eq!(chat["tokens"], json!(server.ids("<|bos|><|user|>x<|eos|>").await));
+    let none = Server::with(Rule::default(), {
+        let mut config = super::config();
+        config.files.tokenizer_config = None;
+        config
+    })
+    .await;
+    let reply = none.post("/tokenize", &body).await;
+    assert_eq!(reply.status, 400);
+    assert!(reply.error()["message"].as_str().is_some_and(|m| m.contains("no chat template")));
+}

@@ -177,3 +177,33 @@ async fn shutdown_lets_open_answers_end_for_a_while() {
     task.expect("ends").expect("does not panic").expect("without an error");
     assert!(TcpStream::connect(server.address).await.is_err(), "nobody listens any more");
 }
+
+#[tokio::test]
+async fn tokenising_is_bounded_and_its_panics_stay_inside() {
+    let mut config = config();
+    config.limits.tokenizing = 1;
+    let view = FixedView(Arc::new(Mutex::new(Err("nothing is placed".to_owned()))));
+    let gateway = Arc::new(Gateway::new(config, Box::new(view)).expect("starts"));
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let busy = Arc::clone(&gateway);
+    let first = tokio::spawn(async move {
+        busy.tokenizing(move || {
+            held.recv().expect("is released");
+            Ok(())
+        })
+        .await
+    });
+    tokio::task::yield_now().await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let second = tokio::time::timeout(Duration::from_millis(200), gateway.tokenizing(|| Ok(2)));
+    assert!(second.await.is_err(), "the one place is taken");
+    // A request that is given up keeps its thread's place until the thread is done.
+    first.abort();
+    let third = tokio::time::timeout(Duration::from_millis(200), gateway.tokenizing(|| Ok(3)));
+    assert!(third.await.is_err(), "the thread is still at work");
+    release.send(()).expect("is waited for");
+    assert_eq!(gateway.tokenizing(|| Ok(4)).await, Ok(4));
+    let panicked = gateway.tokenizing(|| -> Result<(), _> { panic!("a library's mistake") }).await;
+    assert_eq!(panicked.expect_err("fails").status.as_u16(), 500);
+    assert_eq!(gateway.tokenizing(|| Ok(5)).await, Ok(5), "the place is free again");
+}
