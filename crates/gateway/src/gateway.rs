@@ -20,6 +20,7 @@ use crate::error::ApiError;
 use crate::generate::{Job, Sequence, TextRules};
 use crate::leader::Leaders;
 use crate::metrics::Metrics;
+use crate::specials::Marker;
 use crate::template::{ChatTemplate, Rendering};
 use crate::tokenizer::Tokenizer;
 
@@ -141,11 +142,14 @@ impl Gateway {
         add_special: bool,
     ) -> Result<Vec<Arc<Vec<u32>>>, ApiError> {
         let tokenizer = Arc::clone(&self.tokenizer);
-        let vocab = self.config.vocab;
+        let (vocab, context) = (self.config.vocab, self.config.context);
         let known = move |id: &u32| usize::try_from(*id).is_ok_and(|id| id < vocab);
         self.tokenizing(move || {
             let ids = |prompt| match prompt {
-                Prompt::Text(text) => tokenizer.encode(&text, add_special).map(Arc::new),
+                Prompt::Text(text) => {
+                    tokenizer.check_size("prompt", &text, context)?;
+                    tokenizer.encode(&text, add_special).map(Arc::new)
+                }
                 Prompt::Ids(ids) if ids.iter().all(known) => Ok(Arc::new(ids)),
                 Prompt::Ids(_) => {
                     let message = format!("'prompt' must hold token ids below {vocab}");
@@ -164,8 +168,13 @@ impl Gateway {
             let message = "this model has no chat template; use /v1/completions";
             return Err(ApiError::invalid("messages", message));
         };
-        let now = SystemTime::now();
-        let ids = move || chat_ids(chat, &template, &tokenizer, now).map(Arc::new);
+        let (now, context) = (SystemTime::now(), self.config.context);
+        let ids = move || {
+            let marker = tokenizer.marker();
+            let text = chat_text(chat, &template, (&tokenizer, &marker), now)?;
+            tokenizer.check_size("messages", &marker.strip(&text).0, context)?;
+            tokenizer.encode_chat(&text, &marker).map(Arc::new)
+        };
         self.tokenizing(ids).await
     }
 
@@ -271,25 +280,24 @@ pub(crate) fn kib(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
-/// Renders and encodes a chat. Texts of the caller are guarded against control tokens.
-fn chat_ids(
+/// Renders a chat. Texts of the caller are guarded against control tokens.
+fn chat_text(
     mut chat: Conversation,
     template: &ChatTemplate,
-    tokenizer: &Tokenizer,
+    (tokenizer, marker): (&Tokenizer, &Marker),
     now: SystemTime,
-) -> Result<Vec<u32>, ApiError> {
-    let marker = tokenizer.marker();
+) -> Result<String, ApiError> {
     for message in &mut chat.messages {
         for (name, value) in message.as_object_mut().into_iter().flatten() {
             if name != "role" {
-                guard(value, &|text| tokenizer.guard(text, &marker));
+                guard(value, &|text| tokenizer.guard(text, marker));
             } else if *value == "developer" && !template.knows_developer() {
                 *value = Value::from("system");
             }
         }
     }
     for (_, value) in &mut chat.variables {
-        guard(value, &|text| tokenizer.guard(text, &marker));
+        guard(value, &|text| tokenizer.guard(text, marker));
     }
     let rendering = Rendering {
         messages: &chat.messages,
@@ -298,8 +306,7 @@ fn chat_ids(
         variables: &chat.variables,
         now,
     };
-    let text = template.render(&rendering, &marker)?;
-    tokenizer.encode_chat(&text, &marker)
+    template.render(&rendering, marker)
 }
 
 /// Guards every string in a value.

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 pub(crate) struct Marker(String);
 
 impl Marker {
-    /// 96 random bits.
+    /// 72 random bits; short, as hostile texts get many.
     pub(crate) fn random() -> Self {
         let bits = uuid::Uuid::new_v4().as_u128();
         let character = |i: u32| {
@@ -20,7 +20,7 @@ impl Marker {
             let low = u32::try_from((bits >> (12 * i)) & 0xfff).unwrap_or(0);
             char::from_u32(0xe000 + low).unwrap_or('\u{e000}')
         };
-        Self((0..10).map(character).collect())
+        Self((0..6).map(character).collect())
     }
 
     /// The text without marks, and the byte offsets in it where they stood, ascending.

@@ -13,6 +13,9 @@ const ID_LIMIT: u32 = 1 << 24;
 /// Breaks that plain text may need before it is refused (see [`Tokenizer::encode_plain`]).
 const BREAKS_LIMIT: usize = 1000;
 
+/// How much shorter normalisation may make a text, generously.
+const SHRINKS: usize = 4;
+
 /// One vocabulary entry, as far as text goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Word {
@@ -45,6 +48,8 @@ pub(crate) struct Tokenizer {
     special_ids: BTreeSet<u32>,
     unknown: Option<u32>,
     words: Vec<Option<Word>>,
+    /// Bytes of the longest word.
+    longest: usize,
     decoding: Decoding,
 }
 
@@ -75,9 +80,11 @@ impl Tokenizer {
             special_ids,
             unknown,
             words: Vec::new(),
+            longest: 0,
             decoding,
         };
         this.words = this.table(&replacements)?;
+        this.longest = this.words.iter().flatten().map(|word| word.bytes.len()).max().unwrap_or(0);
         Ok(this)
     }
 
@@ -153,6 +160,22 @@ impl Tokenizer {
     pub(crate) fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, ApiError> {
         let encoding = self.parsing.encode_fast(text, add_special).map_err(|_| unencodable())?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Refuses a text that cannot fit `context` tokens, before time and memory go into counting
+    /// them.
+    pub(crate) fn check_size(
+        &self,
+        param: &str,
+        text: &str,
+        context: usize,
+    ) -> Result<(), ApiError> {
+        let most = context.saturating_mul(self.longest).saturating_mul(SHRINKS);
+        if text.len() <= most {
+            return Ok(());
+        }
+        let message = format!("this model's context is {context} tokens: the text is far longer");
+        Err(ApiError::too_long(param, message))
     }
 
     /// A marker for the user's texts of one request.

@@ -105,6 +105,14 @@ async fn prompts_that_do_not_fit() {
     assert_eq!(reply["usage"]["total_tokens"], CONTEXT);
     let reply = server.complete(body(CONTEXT - 3, json!(null))).await;
     assert_eq!(reply["usage"]["completion_tokens"], 3, "the default takes what is left");
+    let started = std::time::Instant::now();
+    let text = json!({"model": "demo", "prompt": "a ".repeat(1_900_000)});
+    refused(&server, path, &text, expected).await;
+    let text = json!({"messages": [{"role": "user", "content": "<|end|>".repeat(200_000)}]});
+    let chat = (400, "messages", "context_length_exceeded");
+    refused(&server, "/tokenize", &text, chat).await;
+    // Counting the tokens of these takes an unoptimised build many seconds.
+    assert!(started.elapsed().as_secs() < 5, "refused by size");
     let content = "word ".repeat(CONTEXT);
     let chat = json!({"model": "demo", "messages": [{"role": "user", "content": content}]});
     let expected = (400, "messages", "context_length_exceeded");
