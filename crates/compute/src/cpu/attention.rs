@@ -394,7 +394,8 @@ mod tests {
 
     const HEADS: usize = 5;
     const DIM: usize = 23;
-    const LEN: usize = 21;
+    /// Several whole vectors of positions and a rest.
+    const LEN: usize = 85;
 
     /// Sixteen lanes, added as the module says.
     fn tree(mut lanes: Vec<f32>) -> f32 {
@@ -448,16 +449,17 @@ mod tests {
             }
             let shape = CacheShape {
                 layers: 1,
-                blocks: 6,
+                blocks: 22,
                 block_tokens: 4,
                 kv_heads: 1,
                 head_dim: DIM,
                 precision: Precision::F32,
             };
             let mut cache = device.cache(shape).unwrap();
-            let spans = [AttendSpan { rows: 0..LEN, start: 0, blocks: &[3, 1, 5, 0, 2, 4] }];
+            let blocks: Vec<u32> = (0..22).map(|b| (b * 7 + 3) % 22).collect();
+            let spans = [AttendSpan { rows: 0..LEN, start: 0, blocks: &blocks }];
             device.store_kv(&mut cache, 0, &x, HEADS * DIM, (HEADS + 1) * DIM, &spans).unwrap();
-            for window in [LEN, 18] {
+            for window in [LEN, 70] {
                 let map =
                     HeadMap { kv_of_query: vec![0; HEADS], window: Some(window), scale: 0.21 };
                 let mut out = device.tensor(LEN, HEADS * DIM).unwrap();
