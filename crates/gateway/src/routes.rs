@@ -1,9 +1,10 @@
 //! The route table, and each route's few lines.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{MatchedPath, Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -56,6 +57,11 @@ pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
         .with_state(gateway)
 }
 
+/// Most bytes of a refused body that are read so that its sender sees the refusal.
+const DISCARD_BYTES: usize = 64 << 20;
+/// And how long that may take; below the time a whole body may take.
+const DISCARD_TIME: Duration = Duration::from_secs(5);
+
 /// Gives every request an id and counts its answer.
 async fn identify(State(gateway): Shared, mut request: Request, next: Next) -> Response {
     let id = Uuid::new_v4().simple().to_string();
@@ -79,7 +85,16 @@ async fn read_body(
     request: Request,
 ) -> Result<(Bytes, OwnedSemaphorePermit), ApiError> {
     let limits = &gateway.config.limits;
-    let announced = check_head(request.headers(), limits.body_bytes)?;
+    let announced = match check_head(request.headers(), limits.body_bytes) {
+        Ok(announced) => announced,
+        Err(refused) => {
+            // A client that asks first sends nothing after a refusal.
+            if !request.headers().contains_key(header::EXPECT) {
+                discard(&mut request.into_body().into_data_stream()).await;
+            }
+            return Err(refused);
+        }
+    };
     let room = kib(announced.unwrap_or(limits.body_bytes).min(limits.bodies_bytes));
     let room = Arc::clone(&gateway.bodies).acquire_many_owned(room).await;
     let room = room.map_err(|_| ApiError::internal("the server is closing"))?;
@@ -104,6 +119,20 @@ fn check_head(headers: &HeaderMap, limit: usize) -> Result<Option<usize>, ApiErr
     Ok(announced)
 }
 
+/// Reads the rest of a refused body, bounded in size and time, without keeping it: most clients
+/// look for the answer only once they have sent all, and would see a broken connection instead.
+async fn discard(chunks: &mut BodyDataStream) {
+    let read = async {
+        let mut left = DISCARD_BYTES;
+        while let Some(Ok(chunk)) = chunks.next().await {
+            let Some(rest) = left.checked_sub(chunk.len()) else { return };
+            left = rest;
+        }
+    };
+    // However it ends, the answer is the refusal.
+    let _ = tokio::time::timeout(DISCARD_TIME, read).await;
+}
+
 async fn gather(body: Body, limit: usize) -> Result<Bytes, ApiError> {
     let mut bytes = BytesMut::new();
     let mut chunks = body.into_data_stream();
@@ -111,6 +140,8 @@ async fn gather(body: Body, limit: usize) -> Result<Bytes, ApiError> {
         let chunk = chunk
             .map_err(|_| ApiError::malformed("the request body ended early".to_owned(), None))?;
         if chunk.len() > limit - bytes.len() {
+            drop(bytes);
+            discard(&mut chunks).await;
             return Err(ApiError::too_large(limit));
         }
         bytes.extend_from_slice(&chunk);

@@ -184,16 +184,25 @@ fn logprobs_to_wire(logprobs: &TokenLogprobs) -> pb::TokenLogprobs {
     pb::TokenLogprobs { token, logprob, top_tokens, top_logprobs }
 }
 
+/// A logarithm of a probability: minus infinity for what cannot be, never NaN or plus infinity.
+fn logprob_from_wire(field: &'static str, value: f32) -> Result<f32, WireError> {
+    if value.is_nan() || value == f32::INFINITY {
+        return Err(WireError::NotFinite { field });
+    }
+    Ok(value)
+}
+
 fn logprobs_from_wire(wire: pb::TokenLogprobs) -> Result<TokenLogprobs, WireError> {
     bounded("top_tokens", wire.top_tokens.len(), TOP_MAX)?;
     if wire.top_tokens.len() != wire.top_logprobs.len() {
         return Err(WireError::Mismatch { field: "top_logprobs", other: "top_tokens" });
     }
     let pairs = wire.top_tokens.into_iter().zip(wire.top_logprobs);
-    let top = pairs.map(|(token, logprob)| Ok((token, finite("top_logprobs", logprob)?)));
+    let top =
+        pairs.map(|(token, logprob)| Ok((token, logprob_from_wire("top_logprobs", logprob)?)));
     Ok(TokenLogprobs {
         token: wire.token,
-        logprob: finite("logprob", wire.logprob)?,
+        logprob: logprob_from_wire("logprob", wire.logprob)?,
         top: top.collect::<Result<_, WireError>>()?,
     })
 }

@@ -100,17 +100,25 @@ pub async fn run(
         hardware,
     };
     let service = wire::transport::worker_server(Service { groups });
-    let ended = shutdown.clone();
-    let serving = wire::transport::server().add_service(service).serve_with_incoming_shutdown(
-        wire::transport::incoming(listener),
-        async move {
-            ended.cancelled().await;
-        },
-    );
-    tokio::select! {
-        served = serving => Ok(served?),
-        result = session.run(&shutdown) => result,
-    }
+    // Whichever of the two ends first, the other ends in order before this returns: a group must
+    // not outlive its session.
+    let end = shutdown.child_token();
+    let server = wire::transport::server().add_service(service);
+    let incoming = wire::transport::incoming(listener);
+    let serving = async {
+        let served =
+            server.serve_with_incoming_shutdown(incoming, end.clone().cancelled_owned()).await;
+        end.cancel();
+        served
+    };
+    let working = async {
+        let worked = session.run(&end).await;
+        end.cancel();
+        worked
+    };
+    let (served, worked) = tokio::join!(serving, working);
+    worked?;
+    Ok(served?)
 }
 
 fn hardware(
