@@ -15,6 +15,13 @@ const KV_TOKENS: usize = 16_384;
 /// More contexts than this are never planned for by default.
 const KV_CONTEXTS: usize = 16;
 
+/// Most sequences that may run at once.
+const SEQUENCES_MAX: usize = 1 << 16;
+/// Most tokens of one forward pass.
+const STEP_TOKENS_MAX: usize = 1 << 20;
+/// Most threads of one rank: more than any machine has cores for it.
+const THREADS_MAX: usize = 512;
+
 /// Parses a number of bytes: `1073741824`, `512MiB`, `8GiB`, `8GB`.
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -42,8 +49,16 @@ pub(crate) fn deployment(
 ) -> anyhow::Result<Deployment> {
     let spec = &model.spec;
     ensure!(ranks > 0, "--ranks must be at least 1");
-    ensure!(deploy.max_num_seqs > 0, "--max-num-seqs must be at least 1");
-    ensure!(deploy.max_num_batched_tokens > 0, "--max-num-batched-tokens must be at least 1");
+    ensure!(
+        (1..=SEQUENCES_MAX).contains(&deploy.max_num_seqs),
+        "--max-num-seqs must be between 1 and {SEQUENCES_MAX}"
+    );
+    ensure!(
+        (deploy.max_num_seqs..=STEP_TOKENS_MAX).contains(&deploy.max_num_batched_tokens),
+        "--max-num-batched-tokens must be between --max-num-seqs ({}) and {STEP_TOKENS_MAX}: every \
+         running sequence takes part in every pass",
+        deploy.max_num_seqs
+    );
     ensure!(
         (1..=4096).contains(&deploy.block_size),
         "--block-size must be between 1 and 4096 tokens"
@@ -117,7 +132,9 @@ pub(crate) fn gateway(
 /// Threads per rank when nobody says: all cores, divided.
 pub(crate) fn threads(wanted: Option<usize>, ranks: usize) -> anyhow::Result<usize> {
     match wanted {
-        Some(0) => bail!("--threads must be at least 1"),
+        Some(threads) if !(1..=THREADS_MAX).contains(&threads) => {
+            bail!("--threads must be between 1 and {THREADS_MAX}, not {threads}")
+        }
         Some(threads) => Ok(threads),
         None => {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
