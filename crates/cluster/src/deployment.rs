@@ -100,6 +100,10 @@ impl Deployment {
                 return Err(bad(field, "must be at least one"));
             }
         }
+        if self.step_tokens < self.max_sequences {
+            // Every running sequence takes part in every step.
+            return Err(bad("step_tokens", "is less than max_sequences"));
+        }
         if self.kv_blocks.checked_mul(self.block_tokens).is_none() {
             return Err(bad("kv_blocks", "is out of range"));
         }

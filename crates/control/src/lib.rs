@@ -54,7 +54,7 @@ pub struct ControlHandle {
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// Nothing could serve this deployment.
-    #[error("{0}")]
+    #[error(transparent)]
     Deployment(#[from] Rejected),
     /// A lease of no length would lose every worker at once.
     #[error("the lease must be longer than zero")]

@@ -65,6 +65,8 @@ pub(crate) struct Owner {
     /// No group is placed before this time.
     not_before: Option<Instant>,
     pause: Duration,
+    /// Since when the latest group serves.
+    serving_since: Option<Instant>,
 }
 
 impl Owner {
@@ -82,6 +84,7 @@ impl Owner {
             progress: Progress::new(),
             not_before: None,
             pause: FIRST_PAUSE,
+            serving_since: None,
         };
         Ok((owner, seen))
     }
@@ -176,6 +179,11 @@ impl Owner {
             Report::Ready { .. } => self.propose(Command::RankReady { group, epoch, rank }),
             Report::Failed { reason, .. } => {
                 let reason = format!("rank {rank} on node {} failed: {reason}", node.0);
+                // A group that served for long failed for a new reason; one that fails as soon as
+                // it serves would be formed over and over.
+                if self.serving_since.take().is_some_and(|since| since.elapsed() > LONGEST_PAUSE) {
+                    self.pause = FIRST_PAUSE;
+                }
                 self.not_before = Some(Instant::now() + self.pause);
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
                 self.propose(Command::Retire { group, epoch, reason });
@@ -237,7 +245,7 @@ impl Owner {
             cluster::Event::GroupPlaced { group, .. } => self.form(*group),
             cluster::Event::GroupServing { group, epoch } => {
                 tracing::info!(%group, %epoch, "a group serves");
-                self.pause = FIRST_PAUSE;
+                self.serving_since = Some(Instant::now());
             }
             cluster::Event::GroupRetired { group, epoch, nodes, reason } => {
                 tracing::warn!(%group, %epoch, reason, "a group is retired");

@@ -103,7 +103,7 @@ fn a_worker_that_does_not_read_is_dropped_and_not_waited_for() {
 }
 
 #[test]
-fn failures_pause_placement_longer_each_time_until_a_group_serves() {
+fn failures_pause_placement_longer_each_time_until_a_group_serves_for_long() {
     let mut owner = owner(1);
     let _first = join(&mut owner, 1);
     let mut pauses = Vec::new();
@@ -119,7 +119,17 @@ fn failures_pause_placement_longer_each_time_until_a_group_serves() {
     let node = NodeId(1);
     owner.handle(Event::Report { node, report: Report::Ready { group, epoch, rank: 0 } });
     owner.settle();
-    assert_eq!(owner.pause, FIRST_PAUSE);
+    // It fails as soon as it serves: nothing has changed.
+    fail(&mut owner);
+    assert_eq!(owner.pause, LONGEST_PAUSE);
+    owner.not_before = None;
+    owner.settle();
+    let (group, epoch) = living(&owner).unwrap();
+    owner.handle(Event::Report { node, report: Report::Ready { group, epoch, rank: 0 } });
+    owner.settle();
+    owner.serving_since = Instant::now().checked_sub(LONGEST_PAUSE * 2);
+    fail(&mut owner);
+    assert_eq!(owner.pause, FIRST_PAUSE * 2);
 }
 
 #[test]

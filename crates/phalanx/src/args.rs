@@ -17,13 +17,25 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// Parses the process's arguments; `-tp` is taken as vLLM writes it.
+    /// Parses the process's arguments, in vLLM's spellings, too.
     pub(crate) fn from_process() -> Self {
-        let spelled = std::env::args_os().map(|argument| match argument.to_str() {
-            Some("-tp") => "--tensor-parallel-size".into(),
-            _ => argument,
-        });
-        Self::parse_from(spelled)
+        Self::parse_from(std::env::args_os().map(|argument| match argument.to_str() {
+            Some(text) => as_typed_here(text).into(),
+            None => argument,
+        }))
+    }
+}
+
+/// `-tp` is no option of one letter, and names of options may be joined by underscores.
+fn as_typed_here(argument: &str) -> String {
+    let (name, value) = match argument.split_once('=') {
+        Some((name, value)) => (name, format!("={value}")),
+        None => (argument, String::new()),
+    };
+    match name {
+        "-tp" => format!("--tensor-parallel-size{value}"),
+        _ if name.starts_with("--") => name.replace('_', "-") + &value,
+        _ => argument.to_owned(),
     }
 }
 
@@ -76,7 +88,7 @@ pub(crate) struct Deploy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Compute {
     /// f32 products: the reference.
-    #[value(alias = "float32")]
+    #[value(alias = "float32", alias = "auto")]
     F32,
     /// bf16 weights and activations.
     #[value(alias = "bfloat16")]
@@ -141,6 +153,7 @@ pub(crate) struct Worker {
     pub(crate) directory: PathBuf,
     /// Where the coordinator listens.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8100")]
+    #[arg(value_parser = crate::config::address)]
     pub(crate) coordinator: String,
     /// Address that the other nodes reach this worker at; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
@@ -205,6 +218,7 @@ pub(crate) struct Chat {
 pub(crate) struct Status {
     /// Where the coordinator listens.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8100")]
+    #[arg(value_parser = crate::config::address)]
     pub(crate) coordinator: String,
     /// How to print.
     #[arg(long, value_enum, default_value_t = Output::Table)]
@@ -242,4 +256,20 @@ pub(crate) struct Demo {
     /// Most tokens of the answer.
     #[arg(long, default_value_t = 160)]
     pub(crate) max_tokens: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::as_typed_here;
+
+    #[test]
+    fn other_spellings_are_understood() {
+        assert_eq!(as_typed_here("-tp"), "--tensor-parallel-size");
+        assert_eq!(as_typed_here("-tp=2"), "--tensor-parallel-size=2");
+        assert_eq!(as_typed_here("--max_model_len=8"), "--max-model-len=8");
+        assert_eq!(as_typed_here("--served_model_name"), "--served-model-name");
+        assert_eq!(as_typed_here("--prompt=a_b=c_d"), "--prompt=a_b=c_d");
+        assert_eq!(as_typed_here("my_model"), "my_model");
+        assert_eq!(as_typed_here("--"), "--");
+    }
 }

@@ -2,13 +2,21 @@
 
 use std::io::{BufRead, Write};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use crate::args;
 use crate::http::Api;
+use crate::process;
 
 pub(crate) async fn run(args: args::Chat) -> anyhow::Result<()> {
+    if let Some(temperature) = args.temperature {
+        // JSON has no NaN; it would be sent as null and mean the default.
+        ensure!(
+            temperature.is_finite() && temperature >= 0.0,
+            "--temperature must be a number that is not negative, not {temperature}"
+        );
+    }
     tokio::task::spawn_blocking(move || talk(&args)).await.context("the conversation ended")?
 }
 
@@ -25,11 +33,11 @@ fn talk(args: &args::Chat) -> anyhow::Result<()> {
     if let Some(prompt) = &args.prompt {
         return say(&api, args, &model, &mut messages, prompt);
     }
-    println!("Talking to {model} at {}. An empty line ends the conversation.", args.url);
+    let hint = "An empty line ends the conversation.";
+    process::line(&format!("Talking to {model} at {}. {hint}", args.url))?;
     let mut lines = std::io::stdin().lock().lines();
     loop {
-        print!("> ");
-        std::io::stdout().flush()?;
+        write!(std::io::stdout(), "> ").and_then(|()| std::io::stdout().flush())?;
         let Some(line) = lines.next().transpose()? else { return Ok(()) };
         if line.trim().is_empty() {
             return Ok(());
@@ -67,7 +75,7 @@ fn say(
         // A closed terminal ends the process anyway.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     })?;
-    println!();
+    process::line("")?;
     messages.push(json!({"role": "assistant", "content": answer.text}));
     Ok(())
 }

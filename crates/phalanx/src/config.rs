@@ -49,6 +49,12 @@ pub(crate) fn deployment(
 ) -> anyhow::Result<Deployment> {
     let spec = &model.spec;
     ensure!(ranks > 0, "--ranks must be at least 1");
+    for name in &deploy.served_model_name {
+        ensure!(
+            (1..=128).contains(&name.len()) && !name.chars().any(char::is_control),
+            "--served-model-name must have 1 to 128 bytes and no control characters"
+        );
+    }
     ensure!(
         (1..=SEQUENCES_MAX).contains(&deploy.max_num_seqs),
         "--max-num-seqs must be between 1 and {SEQUENCES_MAX}"
@@ -101,6 +107,16 @@ pub(crate) fn deployment(
         step_tokens: deploy.max_num_batched_tokens,
         context,
     })
+}
+
+/// Checks `host:port` as typed: a worker would try for ever to reach what is no address.
+pub(crate) fn address(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0) => {
+            Ok(text.to_owned())
+        }
+        _ => Err("not of the form HOST:PORT".to_owned()),
+    }
 }
 
 /// Names clients use; the first one is the model's id.

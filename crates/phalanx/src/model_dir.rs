@@ -1,7 +1,7 @@
 //! A model directory: its config as a spec, its digest, and the files the gateway reads.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{File, Metadata};
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -58,13 +58,26 @@ fn required(directory: &Path, name: &str) -> anyhow::Result<String> {
 
 fn optional(directory: &Path, name: &str) -> anyhow::Result<Option<String>> {
     let path = directory.join(name);
-    let Ok(metadata) = path.metadata() else { return Ok(None) };
-    ensure!(metadata.len() <= TEXT_MAX, "{name} is larger than {} MiB", TEXT_MAX >> 20);
-    std::fs::read_to_string(&path).map(Some).with_context(|| format!("cannot read {name}"))
+    match path.metadata() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        metadata => regular(name, &metadata.with_context(|| format!("cannot read {name}"))?)?,
+    }
+    let mut text = String::new();
+    let file = File::open(&path).with_context(|| format!("cannot read {name}"))?;
+    let read = file.take(TEXT_MAX + 1).read_to_string(&mut text);
+    let read = read.with_context(|| format!("cannot read {name}"))?;
+    ensure!(read as u64 <= TEXT_MAX, "{name} is larger than {} MiB", TEXT_MAX >> 20);
+    Ok(Some(text))
 }
 
-/// Files that decide answers. Anything else in the directory is left out, so that a README or a
-/// stray file does not make two copies of one model differ.
+/// Devices and pipes have no length and may have no end.
+fn regular(name: &str, metadata: &Metadata) -> anyhow::Result<()> {
+    ensure!(metadata.is_file(), "{name} is not a regular file");
+    Ok(())
+}
+
+/// Files that may decide answers: the named ones and every safetensors file. Anything else in the
+/// directory is left out, so that a README does not make two copies of one model differ.
 fn decides_answers(name: &str) -> bool {
     let named = [
         "config.json",
@@ -88,8 +101,10 @@ fn digest(directory: &Path) -> anyhow::Result<ModelDigest> {
     names.sort();
     let mut builder = DigestBuilder::new();
     for name in names {
-        let (length, hash) =
-            hash(&directory.join(&name)).with_context(|| format!("cannot read {name}"))?;
+        let path = directory.join(&name);
+        let metadata = path.metadata().with_context(|| format!("cannot read {name}"))?;
+        regular(&name, &metadata)?;
+        let (length, hash) = hash(&path).with_context(|| format!("cannot read {name}"))?;
         builder.add(&name, length, hash)?;
     }
     Ok(builder.finish())

@@ -1,8 +1,9 @@
 //! What every role needs of its process: logs, signals, memory, a parent that may go away.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
@@ -70,9 +71,16 @@ async fn parent_gone(supervised: bool) {
 /// Tells the parent where this process listens.
 pub(crate) fn announce(supervised: bool, announcement: &Announcement) -> anyhow::Result<()> {
     if supervised {
-        println!("{}", serde_json::to_string(announcement)?);
+        line(&serde_json::to_string(announcement)?).context("the parent is gone")?;
     }
     Ok(())
+}
+
+/// Writes a line to standard output, which may be closed or full.
+pub(crate) fn line(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")?;
+    out.flush()
 }
 
 /// Bytes of memory that are free for a model now: nine tenths of what the kernel calls available.

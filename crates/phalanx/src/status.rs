@@ -7,16 +7,17 @@ use serde_json::{Value, json};
 use wire::pb;
 
 use crate::args;
+use crate::process;
 
 pub(crate) async fn run(args: args::Status) -> anyhow::Result<()> {
     let status = fetch(&args.coordinator)
         .await
         .with_context(|| format!("no coordinator answers at {}", args.coordinator))?;
     match args.output {
-        args::Output::Table => print!("{}", table(&status)),
-        args::Output::Json => println!("{}", json(&status)),
+        args::Output::Table => process::line(table(&status).trim_end()),
+        args::Output::Json => process::line(&json(&status).to_string()),
     }
-    Ok(())
+    .context("standard output")
 }
 
 /// Asks a coordinator for its view.

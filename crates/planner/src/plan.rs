@@ -216,15 +216,40 @@ fn list(shortages: &[Shortage]) -> String {
 /// Gives every rank its stripes. Ranks are devices in the order of (node, device), from the first
 /// on; stripes go to them in contiguous runs, in proportion to their weights. Where that exceeds
 /// a device's memory, stripes move to devices with room so that the slowest rank is as fast as
-/// possible.
+/// possible. Where no split over the first devices fits and there are more than are wanted, the
+/// ones with the most memory are taken instead, in the same order.
 ///
 /// # Errors
 /// [`PlanError`] naming what is impossible; [`PlanError::DoesNotFit`] only if no contiguous split
-/// over these devices fits.
+/// over the first devices, nor over the roomiest, fits; its shortages are those of the first.
 pub fn plan(spec: &ModelSpec, nodes: &[NodeSpec], limits: &Limits) -> Result<ShardPlan, PlanError> {
     let stripes = limits.stripes.unwrap_or_else(|| stripes::default_count(spec));
     stripes::validate(spec, stripes)?;
-    let devices = choose_devices(nodes, limits.ranks, stripes)?;
+    let devices = devices(nodes, limits.ranks, stripes)?;
+    let wanted = limits.ranks.unwrap_or(stripes).min(devices.len());
+    let first = over(spec, stripes, limits, &devices[..wanted]);
+    if first.is_ok() || devices.len() == wanted {
+        return first;
+    }
+    over(spec, stripes, limits, &roomiest(&devices, wanted)).or(first)
+}
+
+/// The `wanted` devices with the most memory (ties to the earlier one), in their order.
+fn roomiest<'a>(devices: &[Place<'a>], wanted: usize) -> Vec<Place<'a>> {
+    let mut numbers: Vec<usize> = (0..devices.len()).collect();
+    numbers.sort_by_key(|&number| std::cmp::Reverse(devices[number].spec.memory_bytes));
+    numbers.truncate(wanted);
+    numbers.sort_unstable();
+    numbers.into_iter().map(|number| devices[number]).collect()
+}
+
+/// A plan over exactly these devices.
+fn over(
+    spec: &ModelSpec,
+    stripes: usize,
+    limits: &Limits,
+    devices: &[Place<'_>],
+) -> Result<ShardPlan, PlanError> {
     let weights: Vec<f64> = devices.iter().map(|device| device.spec.weight).collect();
     let costs = Costs::new(spec, stripes, limits.compute);
     let cache_tokens = (limits.kv_blocks as u64).saturating_mul(limits.block_tokens as u64);
@@ -241,7 +266,7 @@ pub fn plan(spec: &ModelSpec, nodes: &[NodeSpec], limits: &Limits) -> Result<Sha
     };
     let ideal = split::proportional(stripes, &weights);
     let ranks = by_shares(&ideal, rank_plan);
-    let shortages = shortages(&ranks, &devices);
+    let shortages = shortages(&ranks, devices);
     if shortages.is_empty() {
         return Ok(ShardPlan { stripes, ranks });
     }
@@ -259,14 +284,15 @@ pub fn plan(spec: &ModelSpec, nodes: &[NodeSpec], limits: &Limits) -> Result<Sha
 }
 
 /// A device and where it is.
+#[derive(Clone, Copy)]
 struct Place<'a> {
     node: NodeId,
     device: usize,
     spec: &'a DeviceSpec,
 }
 
-/// The devices that become ranks, in order.
-fn choose_devices(
+/// All devices in the order in which they become ranks; at least as many as are wanted.
+fn devices(
     nodes: &[NodeSpec],
     wanted: Option<usize>,
     stripes: usize,
@@ -288,14 +314,12 @@ fn choose_devices(
     }
     let devices = places.len();
     match wanted {
-        Some(0) => return Err(PlanError::NoRanks),
-        _ if devices == 0 => return Err(PlanError::NoDevices),
-        Some(ranks) if ranks > stripes => return Err(PlanError::TooManyRanks { ranks, stripes }),
-        Some(ranks) if ranks > devices => return Err(PlanError::TooFewDevices { ranks, devices }),
-        _ => {}
+        Some(0) => Err(PlanError::NoRanks),
+        _ if devices == 0 => Err(PlanError::NoDevices),
+        Some(ranks) if ranks > stripes => Err(PlanError::TooManyRanks { ranks, stripes }),
+        Some(ranks) if ranks > devices => Err(PlanError::TooFewDevices { ranks, devices }),
+        _ => Ok(places),
     }
-    places.truncate(wanted.unwrap_or(stripes));
-    Ok(places)
 }
 
 /// Ranks with runs of these lengths.

@@ -134,6 +134,24 @@ fn stripes_move_to_where_there_is_room() {
 }
 
 #[test]
+fn the_roomiest_devices_are_taken_where_the_first_do_not_fit() {
+    let spec = mixtral();
+    let small = (1 << 20, 1.0);
+    let large = (1 << 40, 1.0);
+    let devices = nodes(&[small, large, small, large, large]);
+    let chosen = plan(&spec, &devices, &limits(Some(2))).unwrap();
+    let taken: Vec<NodeId> = chosen.ranks.iter().map(|rank| rank.node).collect();
+    assert_eq!(taken, [devices[1].id, devices[3].id]);
+    // Where the first ones do, nothing is sought.
+    let chosen = plan(&spec, &nodes(&[large, large, large]), &limits(Some(1))).unwrap();
+    assert_eq!(chosen.ranks[0].node, devices[0].id);
+    // Where not even the roomiest do, the shortages are the first ones'.
+    let refused = plan(&spec, &nodes(&[small, small, small]), &limits(Some(1))).unwrap_err();
+    let PlanError::DoesNotFit { shortages, .. } = refused else { panic!("{refused}") };
+    assert_eq!(shortages[0].node, devices[0].id);
+}
+
+#[test]
 fn what_does_not_fit_says_how_much_is_missing() {
     let spec = llama();
     let devices = nodes(&[(4 * GIB, 1.0), (64 * GIB, 1.0), (123_456_789, 1.0)]);

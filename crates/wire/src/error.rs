@@ -51,7 +51,7 @@ pub enum WireError {
         other: &'static str,
     },
     /// A deployment, node or address that the cluster could not use.
-    #[error("{0}")]
+    #[error(transparent)]
     BadField(#[from] BadField),
     /// A plan that contradicts itself.
     #[error("plan: {0}")]

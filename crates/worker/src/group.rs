@@ -17,7 +17,7 @@ use wire::{FormGroup, Report};
 
 use crate::followers::Fanout;
 use crate::leader::{Command, Leader};
-use crate::rank::{Formation, Meeting, Rank, Setup, StepDone, Stop, follow};
+use crate::rank::{Formation, Meeting, Setup, StepDone, Stop, follow};
 
 /// What a rank's thread does.
 type Work = Box<dyn FnOnce() + Send>;
@@ -226,17 +226,20 @@ fn setups(
 
 /// The thread of rank 0.
 fn lead(mut setup: Setup, fanout: Fanout, commands: &mpsc::Receiver<Command>) {
-    let formed = setup.form();
-    let reason = match formed.and_then(|rank| leader(&setup, rank, fanout)) {
-        Ok(leader) => leader.run(commands).reason,
+    // The scheduler comes first: a group whose limits cannot be must not say that it is ready.
+    let formed = scheduler(&setup).and_then(|scheduler| Ok((scheduler, setup.form()?)));
+    let reason = match formed {
+        Ok((scheduler, rank)) => {
+            Leader::new(scheduler, rank, Box::new(fanout)).run(commands).reason
+        }
         Err(reason) => reason,
     };
     setup.ended(reason);
 }
 
-fn leader(setup: &Setup, rank: Rank, fanout: Fanout) -> Result<Leader, String> {
+fn scheduler(setup: &Setup) -> Result<Scheduler, String> {
     let deployment = &setup.formation.order.deployment;
-    let scheduler = Scheduler::new(EngineConfig {
+    Scheduler::new(EngineConfig {
         block_tokens: deployment.block_tokens,
         blocks: deployment.kv_blocks,
         context: deployment.context,
@@ -246,8 +249,7 @@ fn leader(setup: &Setup, rank: Rank, fanout: Fanout) -> Result<Leader, String> {
         chunk_tokens: deployment.step_tokens,
         waiting_max: WAITING_MAX,
     })
-    .map_err(|e| e.to_string())?;
-    Ok(Leader::new(scheduler, rank, Box::new(fanout)))
+    .map_err(|e| e.to_string())
 }
 
 /// The thread of a rank that follows.

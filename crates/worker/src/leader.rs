@@ -187,3 +187,7 @@ fn read_out(scheduler: &Scheduler, step: &Step, logits: Logits<'_>, output: &mut
         output.sampled = Some(Sampled { token, logprobs });
     }
 }
+
+#[cfg(test)]
+#[path = "leader_tests.rs"]
+mod tests;

@@ -177,6 +177,15 @@ impl Setup {
     }
 }
 
+impl Drop for Setup {
+    /// A rank that panics must not leave a group that looks as if it served.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.ended("its thread panicked".to_owned());
+        }
+    }
+}
+
 /// Runs steps on a rank that does not lead, until the sender is gone or a step fails.
 pub(crate) fn follow(
     rank: &mut Rank,

@@ -94,7 +94,7 @@ async fn tell(
             "time_to_first_token_ms": timing.first.as_secs_f64() * 1e3,
             "ready_ms": ready.as_secs_f64() * 1e3,
         });
-        println!("{line}");
+        process::line(&line.to_string()).context("standard output")?;
     } else {
         show.figures(&answer, &timing, &digest, ready);
         if !args.once {

@@ -11,6 +11,7 @@ use wire::pb;
 use super::Timing;
 use crate::http::Answer;
 use crate::model_dir::ModelDir;
+use crate::process;
 
 /// Prints to standard output, or nothing at all.
 #[derive(Clone)]
@@ -25,7 +26,8 @@ impl Show {
 
     fn line(&self, text: &str) {
         if self.on {
-            println!("{text}");
+            // A reader that has seen enough ends the show, not the answer.
+            let _ = process::line(text);
         }
     }
 
@@ -45,7 +47,7 @@ impl Show {
         self.line("It is a toy, trained in minutes on old books: it writes readable nonsense.\n");
     }
 
-    /// A bar per rank, or plain lines where there is no terminal.
+    /// A bar per rank, or none where there is no terminal.
     pub(crate) fn bars(&self, ranks: usize) -> Bars {
         if !self.on || !std::io::stderr().is_terminal() {
             return Bars { bars: Vec::new() };
@@ -81,7 +83,6 @@ impl Show {
     pub(crate) fn piece(&self, text: &str) {
         if self.on {
             let mut out = std::io::stdout();
-            // A closed pipe ends the show, not the answer.
             let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         }
     }

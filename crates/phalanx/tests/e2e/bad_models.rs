@@ -98,6 +98,43 @@ fn pickles_and_empty_directories() {
 }
 
 #[test]
+fn files_that_are_no_files() {
+    let model = copy("llama3");
+    for name in ["config.json", "model.safetensors"] {
+        let path = model.path().join(name);
+        let kept = fs::read(&path).expect("a file");
+        fs::remove_file(&path).expect("removed");
+        std::os::unix::fs::symlink("/dev/zero", &path).expect("a link");
+        refused(model.path(), &[name, "regular file"]);
+        fs::remove_file(&path).expect("removed");
+        fs::write(&path, kept).expect("written");
+    }
+}
+
+#[test]
+fn options_that_no_machine_can_follow() {
+    let model = golden_model("llama3");
+    let cases: [&[&str]; 6] = [
+        &["--threads", "1000000"],
+        &["--max-num-batched-tokens", "1"],
+        &["--max-num-seqs", "5000000000"],
+        &["--ranks", "9"],
+        &["--max-model-len", "513"],
+        &["--served-model-name", ""],
+    ];
+    for options in cases {
+        let mut serve = phalanx();
+        serve.arg("serve").arg(&model).args(["--port", "0", "--log", "error"]);
+        let output = output(serve.args(options));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{options:?} was taken");
+        assert!(errors.contains(options[0]), "{options:?} is not named: {errors}");
+    }
+    let chat = output(phalanx().args(["chat", "--temperature", "NaN", "--prompt", "x"]));
+    assert!(String::from_utf8_lossy(&chat.stderr).contains("--temperature"));
+}
+
+#[test]
 fn indexes_that_point_elsewhere() {
     let model = copy("mixtral");
     let path = model.path().join("model.safetensors.index.json");

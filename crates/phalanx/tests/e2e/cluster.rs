@@ -38,39 +38,71 @@ fn a_disconnected_stream_frees_its_blocks() {
     assert!(after - before < 800.0, "the sequence ran to its end");
 }
 
+/// Streams a completion to its end; returns its text.
+fn stream_whole(http: &Http, body: &Value) -> String {
+    let mut text = String::new();
+    for line in http.stream("/v1/completions", body).lines() {
+        let line = line.expect("a stream that is not cut off");
+        match line.strip_prefix("data: ") {
+            Some("[DONE]") => return text,
+            Some(data) => {
+                let event: Value = serde_json::from_str(data).expect("an event in JSON");
+                assert!(event.get("error").is_none(), "{event}");
+                text.push_str(event["choices"][0]["text"].as_str().unwrap_or_default());
+            }
+            None => {}
+        }
+    }
+    panic!("the stream ended without [DONE]")
+}
+
 #[test]
 fn many_streams_at_once_all_end_whole() {
     let cluster = Cluster::start(&demo_model(), 3, &["--kv-tokens", "2048"]);
     let http = cluster.http();
-    let alone = http.complete(&json!({
-        "model": "demo", "prompt": "The king said", "max_tokens": 60, "temperature": 0.9,
-        "seed": 5, "ignore_eos": true,
-    }));
+    let body = |prompt: &str, seed: usize| {
+        json!({
+            "model": "demo", "prompt": prompt, "max_tokens": 60, "temperature": 0.9, "seed": seed,
+            "ignore_eos": true, "stream": true,
+        })
+    };
+    let alone = stream_whole(&http, &body("The king said", 5));
     let threads: Vec<_> = (0..32)
-        .map(|i| {
-            let http = http.clone();
+        .map(|number| {
+            let (http, alone) = (http.clone(), alone.clone());
             std::thread::spawn(move || {
-                let (prompt, seed) = if i % 8 == 0 {
-                    ("The king said".to_owned(), 5)
-                } else {
-                    (format!("No {i}"), i)
-                };
-                let answer = http.complete(&json!({
-                    "model": "demo", "prompt": prompt, "max_tokens": 60, "temperature": 0.9,
-                    "seed": seed, "ignore_eos": true,
-                }));
-                assert_eq!(answer["usage"]["completion_tokens"], 60, "{answer}");
-                (i, answer["choices"][0]["text"].clone())
+                for round in 0..3 {
+                    if number % 8 == round {
+                        let text = stream_whole(&http, &body("The king said", 5));
+                        assert_eq!(text, alone, "a crowd changes an answer");
+                    } else {
+                        stream_whole(&http, &body(&format!("No {number}"), round));
+                    }
+                }
             })
         })
         .collect();
-    for thread in threads {
-        let (i, text) = thread.join().expect("a stream that ends");
-        if i % 8 == 0 {
-            assert_eq!(text, alone["choices"][0]["text"], "a crowd changes an answer");
-        }
-    }
+    threads.into_iter().for_each(|thread| thread.join().expect("streams that end"));
     idle_and_whole(&http);
+}
+
+#[test]
+fn the_devices_that_fit_are_found_among_those_that_do_not() {
+    let model = demo_model();
+    let path = model.to_str().expect("a path in UTF-8");
+    let coordinator =
+        Process::start(&["coordinator", path, "--port", "0", "--listen", "127.0.0.1:0"]);
+    let address = coordinator.cluster();
+    let join = |memory: &str| {
+        Process::start(&["worker", path, "--coordinator", &address, "--memory", memory])
+    };
+    let _small = join("1MiB");
+    coordinator.http().wait("to say what is missing", || {
+        let (status, text) = coordinator.http().get("/health");
+        status == 503 && text.contains("lacks")
+    });
+    let _large = join("2GiB");
+    coordinator.http().ready();
 }
 
 #[test]

@@ -1,8 +1,13 @@
 //! `phalanx demo`: the first thing a stranger types.
 
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
-use crate::harness::{output, phalanx, source};
+use crate::harness::{PATIENCE, output, phalanx, source};
 
 fn demo(options: &[&str]) -> Value {
     let mut command = phalanx();
@@ -54,4 +59,72 @@ fn options_that_cannot_be_are_refused_by_name() {
         assert!(!output.status.success(), "{options:?} was taken");
         assert!(errors.contains(named), "{options:?}: {errors}");
     }
+}
+
+/// Starts a demo that goes on serving, and waits until it says so.
+fn lasting_demo() -> (Child, BTreeSet<u32>) {
+    let mut command = phalanx();
+    command.current_dir(source(".")).args(["demo", "--port", "0", "--max-tokens", "8"]);
+    let mut demo = command.stdout(Stdio::piped()).spawn().expect("a demo");
+    let lines = BufReader::new(demo.stdout.take().expect("its standard output")).lines();
+    let said = lines.map_while(Result::ok).find(|line| line.contains("goes on serving"));
+    assert!(said.is_some(), "the demo ended");
+    let children = children_of(demo.id());
+    assert_eq!(children.len(), 4, "one coordinator and three workers");
+    (demo, children)
+}
+
+/// Processes whose parent is `parent`, as the kernel lists them.
+fn children_of(parent: u32) -> BTreeSet<u32> {
+    let entries = std::fs::read_dir("/proc").expect("a proc file system");
+    let numbers = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    numbers.filter(|pid| parent_of(*pid) == Some(parent)).collect()
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
+}
+
+/// A process that has ended may still be listed as a zombie until its new parent looks.
+fn alive(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+    status.is_ok_and(|text| !text.contains("State:\tZ") && text.contains("phalanx"))
+}
+
+fn all_end(children: &BTreeSet<u32>) {
+    let deadline = Instant::now() + PATIENCE;
+    while children.iter().any(|pid| alive(*pid)) {
+        assert!(Instant::now() < deadline, "a process of the demo is left behind");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn ctrl_c_ends_every_process_it_started() {
+    let (mut demo, children) = lasting_demo();
+    let sent = Command::new("kill").args(["-INT", &demo.id().to_string()]).status();
+    assert!(sent.expect("the kill command").success());
+    assert!(demo.wait().expect("a demo that ends").success());
+    assert!(children.iter().all(|pid| !alive(*pid)), "a child outlives the demo");
+}
+
+#[test]
+fn a_killed_demo_leaves_no_process_behind() {
+    let (mut demo, children) = lasting_demo();
+    demo.kill().expect("a demo to kill");
+    demo.wait().expect("a killed demo");
+    all_end(&children);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_panic() {
+    let mut command = phalanx();
+    command.current_dir(source(".")).args(["demo", "--once", "--max-tokens", "8"]);
+    let mut demo = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a demo");
+    drop(demo.stdout.take());
+    let output = demo.wait_with_output().expect("a demo that ends");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!errors.contains("panicked"), "{errors}");
 }
