@@ -57,7 +57,8 @@ pub struct RequestLimits {
     pub logit_bias: usize,
     /// Messages in a chat.
     pub messages: usize,
-    /// Steps that a chat template may take.
+    /// Steps that a chat template may take; 64 bytes of data that it makes count as one, so this
+    /// bounds its memory too (`bounded` names what is bounded otherwise, and what is not).
     pub template_fuel: u64,
     /// Bytes that a chat template may write.
     pub template_bytes: usize,
@@ -87,7 +88,7 @@ impl Default for RequestLimits {
             stop_ids: 128,
             logit_bias: 1024,
             messages: 4096,
-            template_fuel: 5_000_000,
+            template_fuel: 2_000_000,
             template_bytes: 8 << 20,
             tokenizing: 2,
             connections: 1024,

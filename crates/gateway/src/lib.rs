@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod bounded;
 mod clock;
 mod config;
 mod defaults;
@@ -23,6 +24,7 @@ mod detokenizer;
 mod error;
 mod gateway;
 mod generate;
+mod json;
 mod leader;
 mod metrics;
 mod patience;

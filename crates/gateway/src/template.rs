@@ -7,18 +7,20 @@ use std::io;
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value as Jinja};
+use minijinja::value::{Serde, Value as Jinja};
 use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value};
 
-use crate::clock;
 use crate::config::{GatewayError, ModelFiles, RequestLimits};
 use crate::error::ApiError;
 use crate::specials::Marker;
+use crate::{bounded, clock, json};
 
 const NAME: &str = "chat";
 /// Most characters of a template's own message that a client is shown.
 const MESSAGE_LIMIT: usize = 300;
+/// The stack of a rendering. Address space: memory is taken only as far as a template nests.
+const STACK_BYTES: usize = 1 << 30;
 
 /// The parsed template and the tokens it may name.
 pub(crate) struct ChatTemplate {
@@ -88,12 +90,22 @@ impl ChatTemplate {
         self.knows_developer
     }
 
-    /// Renders a chat to the text that the model reads.
+    /// Renders a chat to the text that the model reads, on a stack that the deepest value which
+    /// the fuel pays for does not overflow: the engine drops and shows values by recursion.
     pub(crate) fn render(
         &self,
         rendering: &Rendering<'_>,
         marker: &Marker,
     ) -> Result<String, ApiError> {
+        let failed = || ApiError::internal("the chat template could not be run");
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+            let thread = thread.spawn_scoped(scope, || self.render_here(rendering, marker));
+            thread.map_err(|_| failed())?.join().map_err(|_| failed())?
+        })
+    }
+
+    fn render_here(&self, rendering: &Rendering<'_>, marker: &Marker) -> Result<String, ApiError> {
         let template = self.environment.get_template(NAME).map_err(|e| refusal(&e, marker))?;
         let mut output = Limited { text: Vec::new(), limit: self.output_limit, full: false };
         let result = template.render_captured_to(self.context(rendering), &mut output);
@@ -125,7 +137,10 @@ impl ChatTemplate {
         context.push(("add_generation_prompt".into(), Jinja::from(flag)));
         context.push(("tools".into(), Jinja::from(())));
         context.push(("documents".into(), Jinja::from(())));
-        let strftime = move |format: String| clock::strftime(now, &format);
+        let strftime = move |format: &Jinja| {
+            let format = bounded::text(format)?.to_string();
+            Ok::<_, minijinja::Error>(clock::strftime(now, &format))
+        };
         context.push(("strftime_now".into(), Jinja::from_function(strftime)));
         Jinja::from_pairs(context)
     }
@@ -159,9 +174,10 @@ fn environment(limits: &RequestLimits) -> Result<Environment<'static>, GatewayEr
     let mut environment = Environment::new();
     environment.set_syntax(syntax);
     environment.set_fuel(Some(limits.template_fuel));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_filter("tojson", to_json);
-    environment.add_function("raise_exception", |message: String| -> Result<Jinja, _> {
+    bounded::guard(&mut environment);
+    environment.add_filter("tojson", json::to_json);
+    environment.add_function("raise_exception", |message: &Jinja| -> Result<Jinja, _> {
+        let message = bounded::text(message)?.to_string();
         let error = minijinja::Error::new(ErrorKind::InvalidOperation, "raised");
         Err(error.with_source(Raised(message)))
     });
@@ -242,7 +258,7 @@ fn refusal(error: &minijinja::Error, marker: &Marker) -> ApiError {
         if let Some(inner) = cause.downcast_ref::<minijinja::Error>()
             && inner.kind() == ErrorKind::OutOfFuel
         {
-            let message = "the chat takes the template more steps than are allowed";
+            let message = "the chat takes the template more steps or room than are allowed";
             return ApiError::invalid("messages", message);
         }
         source = cause.source();
@@ -270,110 +286,6 @@ impl io::Write for Limited {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// `tojson` as templates expect it: Python's `json.dumps` without HTML escapes.
-fn to_json(value: Jinja, options: Kwargs) -> Result<String, minijinja::Error> {
-    let broken = |e: serde_json::Error| {
-        minijinja::Error::new(ErrorKind::BadSerialization, "tojson").with_source(e)
-    };
-    let value = serde_json::to_value(&value).map_err(broken)?;
-    let indent = options.get::<Option<usize>>("indent")?.map(|n| n.min(16));
-    let separators = options.get::<Option<Vec<String>>>("separators")?;
-    let (item, key) = match separators.as_deref() {
-        Some([item, key]) => (item.clone(), key.clone()),
-        _ if indent.is_some() => (",".to_owned(), ": ".to_owned()),
-        _ => (", ".to_owned(), ": ".to_owned()),
-    };
-    let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
-    let sort = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    options.assert_all_used()?;
-    let mut dump = Dump { out: String::new(), indent, item, key, ascii, sort };
-    dump.value(&value, 0);
-    Ok(dump.out)
-}
-
-/// A JSON writer with Python's options.
-struct Dump {
-    out: String,
-    indent: Option<usize>,
-    item: String,
-    key: String,
-    ascii: bool,
-    sort: bool,
-}
-
-impl Dump {
-    fn value(&mut self, value: &Value, depth: usize) {
-        match value {
-            Value::String(text) => self.string(text),
-            Value::Array(items) => {
-                let each = |this: &mut Self, item: &Value| this.value(item, depth + 1);
-                self.list(('[', ']'), items.iter(), depth, each);
-            }
-            Value::Object(fields) => {
-                let mut fields: Vec<_> = fields.iter().collect();
-                if self.sort {
-                    fields.sort_by(|a, b| a.0.cmp(b.0));
-                }
-                self.list(('{', '}'), fields.into_iter(), depth, |this, (name, value)| {
-                    this.string(name);
-                    let key = this.key.clone();
-                    this.out.push_str(&key);
-                    this.value(value, depth + 1);
-                });
-            }
-            plain => self.out.push_str(&plain.to_string()),
-        }
-    }
-
-    fn list<T>(
-        &mut self,
-        (open, close): (char, char),
-        items: impl ExactSizeIterator<Item = T>,
-        depth: usize,
-        each: impl Fn(&mut Self, T),
-    ) {
-        let empty = items.len() == 0;
-        self.out.push(open);
-        for (i, item) in items.enumerate() {
-            if i > 0 {
-                let separator = self.item.clone();
-                self.out.push_str(&separator);
-            }
-            self.line(depth + 1);
-            each(self, item);
-        }
-        if !empty {
-            self.line(depth);
-        }
-        self.out.push(close);
-    }
-
-    fn line(&mut self, depth: usize) {
-        if let Some(indent) = self.indent {
-            self.out.push('\n');
-            self.out.extend(std::iter::repeat_n(' ', indent * depth));
-        }
-    }
-
-    fn string(&mut self, text: &str) {
-        let quoted = Value::from(text).to_string();
-        if !self.ascii {
-            self.out.push_str(&quoted);
-            return;
-        }
-        for c in quoted.chars() {
-            if c.is_ascii() {
-                self.out.push(c);
-                continue;
-            }
-            let mut units = [0; 2];
-            for unit in c.encode_utf16(&mut units) {
-                self.out.push_str(&format!("\\u{unit:04x}"));
-            }
-        }
     }
 }
 

@@ -122,3 +122,79 @@ fn the_final_message_can_stay_open() {
     let text = template(source).render(&rendering, &Marker::random());
     assert_eq!(text, Ok("[a][the sky is".to_owned()));
 }
+
+/// Each would take gigabytes, or for ever, without a bound of its own.
+#[test]
+fn no_step_makes_a_huge_value() {
+    let messages = json!([{"role": "user", "content": "x"}]);
+    let shared = "{% set n = namespace(l=['x']) %}\
+                  {% for i in range(60) %}{% set n.l = [n.l, n.l] %}{% endfor %}";
+    let steps = [
+        "{{ '{:>99999999999}'.format('x') }}",
+        "{{ '{:.99999999999f}'.format(1.5) }}",
+        "{{ '{0:>{1}}'.format('x', 99999999999) }}",
+        "{{ '%99999999999d' | format(1) }}",
+        "{{ '%.99999999999f' | format(1.5) }}",
+        "{{ ('{0}' * 1000000).format('x' * 1000000) }}",
+        "{{ ('%(a)s' * 1000000) | format(a='x' * 1000000) }}",
+        "{{ 'x' | indent(99999999999, true) }}",
+        "{{ 'x' | indent(width=99999999999, first=true) }}",
+        "{{ ('x' * 1000000) | replace('x', 'y' * 1000000) }}",
+        "{{ ('x' * 1000000).replace('x', 'y' * 1000000) }}",
+        "{{ ''.join(['x' * 1000000] * 1000000) }}",
+        "{{ ['x' * 1000000] * 1000000 | join }}",
+        "{{ (['x' * 1000000] * 1000000) | join }}",
+        "{{ (['x' * 1000000] * 1000000) | string }}",
+        "{{ (['x' * 1000000] * 1000000) | upper }}",
+        "{{ (['x' * 1000000] * 1000000) | tojson }}",
+        "{{ (['x' * 1000000] * 1000000) | sum(start='') }}",
+        "{{ ('x' * 10000000) | split('x') | length }}",
+        "{{ ('x' * 10000000).split('x') | length }}",
+        "{{ ('x' * 1000000000000) }}",
+        "{{ raise_exception(['x' * 1000000] * 1000000) }}",
+        "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}\
+         {% endfor %}",
+        &format!("{shared}{{{{ n.l | tojson }}}}"),
+        &format!("{shared}{{{{ n.l | string }}}}"),
+        &format!("{shared}{{{{ ''.join(n.l) }}}}"),
+        &format!("{shared}{{{{ '{{}}'.format(n.l) }}}}"),
+        &format!("{shared}{{{{ n.l }}}}"),
+    ];
+    for source in steps {
+        let refused = render(source, &messages).map(|text| text.len());
+        assert!(refused.is_err(), "{source}: {refused:?}");
+    }
+}
+
+#[test]
+fn guarded_filters_and_methods_still_do_their_work() {
+    assert_eq!(shown("{{ '{:>4}|{a}|{}'.format('x', [1], a=2) }}"), "   x|2|[1]");
+    assert_eq!(shown("{{ '%s-%03d' | format('x', 7) }}"), "x-007");
+    assert_eq!(
+        shown("{{ 'a\nb' | indent(2, true) }}{{ 'a\nb' | indent(width=1) }}"),
+        "  a\n  ba\n b"
+    );
+    assert_eq!(
+        shown("{{ 'aab' | replace('a', 'xy') }}{{ 'aab'.replace('a', 'c', 1) }}"),
+        "xyxybcab"
+    );
+    assert_eq!(shown("{{ [1, 'b'] | join('-') }}{{ '+'.join(['a', 'b']) }}"), "1-ba+b");
+    assert_eq!(shown("{{ [{'n': 1}, {'n': 2}] | join(',', attribute='n') }}"), "1,2");
+    assert_eq!(shown("{{ ' A ' | trim | lower }}{{ [1] | string | upper }}"), "a[1]");
+    assert_eq!(shown("{{ 'a,b'.split(',')[1] }}{{ 'a b' | split | last }}"), "bb");
+    assert_eq!(shown("{{ [1, 2] | sum }}{{ [1, 1].count(1) }}{{ '<' | e }}"), "32&lt;");
+    assert_eq!(shown("{{ {1: none, 'l': range(2)} | tojson }}"), r#"{"1": null, "l": [0, 1]}"#);
+}
+
+#[test]
+fn deeply_nested_values_do_not_break_the_process() {
+    let messages = json!([{"role": "user", "content": "x"}]);
+    let nest = "{% set n = namespace(l=[]) %}{% for i in range(1000) %}{% for j in range(1000) %}\
+                {% set n.l = [n.l] %}{% if i == 200 and j == 0 %}";
+    for last in ["", "{{ n.l }}", "{{ n.l | string }}", "{{ n.l | tojson }}", "{{ n.l == [n.l] }}"]
+    {
+        let source = format!("{nest}{last}{{% endif %}}{{% endfor %}}{{% endfor %}}");
+        let refused = render(&source, &messages).map(|text| text.len());
+        assert!(refused.is_err(), "{last}: {refused:?}");
+    }
+}
