@@ -64,12 +64,18 @@ pub struct RequestLimits {
     pub template_bytes: usize,
     /// Tokenising jobs that run at once; others wait.
     pub tokenizing: usize,
-    /// Open connections; further ones wait to be accepted.
+    /// Open connections. For a further one the oldest without an open request gives way; where
+    /// all have one, it is answered 503.
     pub connections: usize,
-    /// How long a client may take to send a request's head, and then its body.
+    /// How long a client may take to send a request's head, from the connection's begin or from
+    /// the answer before.
+    pub head_timeout: Duration,
+    /// How long a client may take to send a request's body.
     pub receive_timeout: Duration,
-    /// Bytes of request bodies over all connections; further requests wait to be read.
+    /// Bytes of request bodies over all connections, counted as they arrive.
     pub bodies_bytes: usize,
+    /// How long a request waits for room for its body before it is answered 503.
+    pub room_timeout: Duration,
     /// How long a client may take to make room for more of an answer.
     pub send_timeout: Duration,
     /// How long open answers may go on after shutdown was asked for.
@@ -92,8 +98,10 @@ impl Default for RequestLimits {
             template_bytes: 8 << 20,
             tokenizing: 2,
             connections: 1024,
+            head_timeout: Duration::from_secs(10),
             receive_timeout: Duration::from_secs(30),
             bodies_bytes: 256 << 20,
+            room_timeout: Duration::from_secs(5),
             send_timeout: Duration::from_secs(60),
             drain: Duration::from_secs(10),
         }

@@ -146,6 +146,18 @@ impl ApiError {
         Self::new(StatusCode::TOO_MANY_REQUESTS, Kind::RateLimit, "queue_full", message)
     }
 
+    /// 503: every connection has a request at work.
+    pub(crate) fn no_place() -> Self {
+        let message = "all connections of this server are in use".to_owned();
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Server, "too_many_connections", message)
+    }
+
+    /// 503: the bodies of other requests take all the room there is.
+    pub(crate) fn no_room() -> Self {
+        let message = "there is no room for the request body at the moment".to_owned();
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Server, "no_room_for_body", message)
+    }
+
     /// 503: nothing serves the model at the moment.
     pub(crate) fn unavailable(message: String) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Server, "model_not_ready", message)

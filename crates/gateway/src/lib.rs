@@ -29,6 +29,7 @@ mod leader;
 mod metrics;
 mod patience;
 mod routes;
+mod seats;
 mod server;
 mod specials;
 mod stop;

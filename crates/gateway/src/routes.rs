@@ -78,33 +78,50 @@ async fn identify(State(gateway): Shared, mut request: Request, next: Next) -> R
     response
 }
 
-/// Reads a JSON body within the limits of size and time, and once there is room for it. The
-/// permit keeps the room until the body's texts are tokens.
-async fn read_body(
-    gateway: &Gateway,
-    request: Request,
-) -> Result<(Bytes, OwnedSemaphorePermit), ApiError> {
+/// Reads a JSON body within the limits of size and time. The room keeps its share until the
+/// body's texts are tokens.
+async fn read_body(gateway: &Gateway, request: Request) -> Result<(Bytes, Room), ApiError> {
     let limits = &gateway.config.limits;
-    let announced = match check_head(request.headers(), limits.body_bytes) {
-        Ok(announced) => announced,
-        Err(refused) => {
-            // A client that asks first sends nothing after a refusal.
-            if !request.headers().contains_key(header::EXPECT) {
-                discard(&mut request.into_body().into_data_stream()).await;
-            }
-            return Err(refused);
+    if let Err(refused) = check_head(request.headers(), limits.body_bytes) {
+        // A client that asks first sends nothing after a refusal.
+        if !request.headers().contains_key(header::EXPECT) {
+            discard(&mut request.into_body().into_data_stream()).await;
         }
-    };
-    let room = kib(announced.unwrap_or(limits.body_bytes).min(limits.bodies_bytes));
-    let room = Arc::clone(&gateway.bodies).acquire_many_owned(room).await;
-    let room = room.map_err(|_| ApiError::internal("the server is closing"))?;
-    let read = gather(request.into_body(), limits.body_bytes);
+        return Err(refused);
+    }
+    let read = gather(gateway, request.into_body());
     let read = tokio::time::timeout(limits.receive_timeout, read).await;
-    Ok((read.map_err(|_| ApiError::slow_body())??, room))
+    read.map_err(|_| ApiError::slow_body())?
 }
 
-/// Refuses by head what need not be read; gives the announced length.
-fn check_head(headers: &HeaderMap, limit: usize) -> Result<Option<usize>, ApiError> {
+/// What a body takes of the room for all bodies: as much as has arrived, so that clients which
+/// announce much and send nothing hold nothing.
+#[derive(Default)]
+struct Room(Option<OwnedSemaphorePermit>);
+
+impl Room {
+    /// Grows to `bytes`, or says that there is no room.
+    async fn grow(&mut self, gateway: &Gateway, bytes: usize) -> Result<(), ApiError> {
+        let limits = &gateway.config.limits;
+        let held = self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let wanted = kib(bytes.min(limits.bodies_bytes)) as usize;
+        let more = u32::try_from(wanted.saturating_sub(held)).unwrap_or(u32::MAX);
+        if more == 0 {
+            return Ok(());
+        }
+        let more = Arc::clone(&gateway.bodies).acquire_many_owned(more);
+        let more = tokio::time::timeout(limits.room_timeout, more).await;
+        let more = more.map_err(|_| ApiError::no_room())?.map_err(|_| ApiError::no_room())?;
+        match &mut self.0 {
+            Some(room) => room.merge(more),
+            None => self.0 = Some(more),
+        }
+        Ok(())
+    }
+}
+
+/// Refuses by head what need not be read.
+fn check_head(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let kind = header(header::CONTENT_TYPE).unwrap_or("application/json");
     // Browsers send other types to foreign sites without asking them first.
@@ -116,7 +133,7 @@ fn check_head(headers: &HeaderMap, limit: usize) -> Result<Option<usize>, ApiErr
     if announced.is_some_and(|n| n > limit) {
         return Err(ApiError::too_large(limit));
     }
-    Ok(announced)
+    Ok(())
 }
 
 /// Reads the rest of a refused body, bounded in size and time, without keeping it: most clients
@@ -133,20 +150,26 @@ async fn discard(chunks: &mut BodyDataStream) {
     let _ = tokio::time::timeout(DISCARD_TIME, read).await;
 }
 
-async fn gather(body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    let mut bytes = BytesMut::new();
+async fn gather(gateway: &Gateway, body: Body) -> Result<(Bytes, Room), ApiError> {
+    let limit = gateway.config.limits.body_bytes;
+    let (mut bytes, mut room) = (BytesMut::new(), Room::default());
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk
             .map_err(|_| ApiError::malformed("the request body ended early".to_owned(), None))?;
-        if chunk.len() > limit - bytes.len() {
-            drop(bytes);
+        let grown = if chunk.len() > limit - bytes.len() {
+            Err(ApiError::too_large(limit))
+        } else {
+            room.grow(gateway, bytes.len() + chunk.len()).await
+        };
+        if let Err(refused) = grown {
+            drop((bytes, room));
             discard(&mut chunks).await;
-            return Err(ApiError::too_large(limit));
+            return Err(refused);
         }
         bytes.extend_from_slice(&chunk);
     }
-    Ok(bytes.freeze())
+    Ok((bytes.freeze(), room))
 }
 
 async fn list_models(State(gateway): Shared) -> Json<Value> {

@@ -9,13 +9,16 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::config::{GatewayError, RequestLimits};
+use crate::error::ApiError;
 use crate::patience::Patient;
+use crate::seats::{Kept, Seat, Seats};
 
 /// Most bytes of a request's head.
 const HEAD_BYTES: usize = 32 << 10;
@@ -24,6 +27,13 @@ const HEADERS: usize = 64;
 /// Errors of `accept` in a row that are taken for passing (no file handles, say).
 const ACCEPT_ERRORS: u32 = 100;
 
+/// Places above the limit for connections that are about to give way.
+const SPARE: usize = 64;
+/// Refusals that are told at once; further ones are connections closed without a word.
+const REFUSALS: usize = 64;
+/// How long a refused connection may take to read why.
+const REFUSAL_TIME: Duration = Duration::from_secs(1);
+
 /// Serves until `shutdown`; then open answers have `limits.drain` to end.
 pub(crate) async fn run(
     listener: TcpListener,
@@ -31,20 +41,24 @@ pub(crate) async fn run(
     limits: &RequestLimits,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), GatewayError> {
-    let places = Arc::new(Semaphore::new(limits.connections.max(1)));
     let (closing, closed) = watch::channel(false);
-    let mut connections = JoinSet::new();
+    let (mut connections, mut refusals) = (JoinSet::new(), JoinSet::new());
+    let mut seats = Seats::default();
     let mut shutdown = std::pin::pin!(shutdown);
-    let times = (limits.receive_timeout, limits.send_timeout);
+    let times = (limits.head_timeout, limits.send_timeout);
     let mut errors = 0;
     loop {
         let accepted = tokio::select! {
             () = &mut shutdown => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-            accepted = accept(&listener, &places) => accepted,
+            Some(ended) = connections.join_next(), if !connections.is_empty() => {
+                ended.into_iter().for_each(|number| seats.free(number));
+                continue;
+            }
+            Some(_) = refusals.join_next(), if !refusals.is_empty() => continue,
+            accepted = listener.accept() => accepted,
         };
-        let Some((stream, place)) = (match accepted {
-            Ok(accepted) => accepted,
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
             Err(error) => {
                 errors += 1;
                 if errors >= ACCEPT_ERRORS {
@@ -53,14 +67,21 @@ pub(crate) async fn run(
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
-        }) else {
-            break;
         };
         errors = 0;
-        let served = serve(stream, router.clone(), times, closed.clone());
+        let limit = limits.connections.max(1);
+        let full = connections.len() >= limit + SPARE;
+        if full || (seats.taken() >= limit && !seats.give_way()) {
+            if refusals.len() < REFUSALS {
+                refusals.spawn(refuse(stream));
+            }
+            continue;
+        }
+        let (number, seat) = seats.take();
+        let served = serve(stream, router.clone(), times, seat, closed.clone());
         connections.spawn(async move {
             served.await;
-            drop(place);
+            number
         });
     }
     drop(listener);
@@ -73,26 +94,39 @@ pub(crate) async fn run(
     Ok(())
 }
 
-type Accepted = Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)>;
-
-/// The next connection, once there is a place for it.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> std::io::Result<Accepted> {
-    let Ok(place) = Arc::clone(places).acquire_owned().await else { return Ok(None) };
-    let (stream, _) = listener.accept().await?;
-    Ok(Some((stream, place)))
+/// Tells a connection that there is no place for it.
+async fn refuse(mut stream: TcpStream) {
+    let body = ApiError::no_place().body().to_string();
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let told = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        // A request left unread would reset the connection before the answer is seen.
+        let mut request = [0; 4096];
+        while stream.read(&mut request).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    };
+    if let Ok(Err(error)) = timeout(REFUSAL_TIME, told).await {
+        tracing::debug!(%error, "a refused connection ended early");
+    }
 }
 
 async fn serve(
     stream: TcpStream,
     router: Router,
     (head_timeout, send_timeout): (Duration, Duration),
+    seat: Arc<Seat>,
     mut closing: watch::Receiver<bool>,
 ) {
     // Tokens are small; waiting to fill a packet would delay each.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection stays with delayed sending");
     }
-    let service = tower_service(router);
+    let service = tower_service(router, Arc::clone(&seat));
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(head_timeout);
     builder.max_headers(HEADERS).max_buf_size(HEAD_BYTES);
@@ -105,6 +139,13 @@ async fn serve(
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        unused = seat.wanted() => {
+            if unused {
+                return;
+            }
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
     };
     if let Err(error) = result {
         tracing::debug!(%error, "a connection ended early");
@@ -113,6 +154,7 @@ async fn serve(
 
 fn tower_service(
     router: Router,
+    seat: Arc<Seat>,
 ) -> impl hyper::service::Service<
     hyper::Request<Incoming>,
     Response = axum::response::Response,
@@ -121,6 +163,8 @@ fn tower_service(
 > {
     let router = TowerToHyperService::new(router);
     hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        hyper::service::Service::call(&router, request.map(Body::new))
+        let open = seat.begin();
+        let answer = hyper::service::Service::call(&router, request.map(Body::new));
+        async move { Ok(answer.await?.map(|body| Body::new(Kept { body, _open: open }))) }
     })
 }

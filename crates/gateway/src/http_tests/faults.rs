@@ -82,21 +82,78 @@ async fn a_client_that_never_reads_is_left() {
 }
 
 #[tokio::test]
-async fn bodies_wait_for_room() {
+async fn bodies_wait_for_room_but_not_for_ever() {
     let mut config = config();
     config.limits.bodies_bytes = 2048;
-    config.limits.receive_timeout = Duration::from_secs(2);
+    config.limits.room_timeout = Duration::from_millis(600);
     let server = Server::with(Rule::default(), config).await;
     let mut slow = server.connect().await;
-    let head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2000\r\n\r\n{";
+    let head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2000\r\n\
+                 content-type: application/json\r\n\r\n";
     slow.write_all(head).await.expect("sends");
+    slow.write_all(&[b' '; 1900]).await.expect("sends");
     tokio::time::sleep(Duration::from_millis(100)).await;
     let body = json!({"model": "demo", "prompt": "x", "max_tokens": 1});
-    let second = server.post("/v1/completions", &body);
-    let waits = tokio::time::timeout(Duration::from_millis(300), second).await;
-    assert!(waits.is_err(), "there is no room while the first body is on its way");
-    drop(slow);
-    assert_eq!(server.post("/v1/completions", &body).await.status, 200);
+    let reply = server.post("/v1/completions", &body).await;
+    assert_eq!((reply.status, reply.error()["code"].clone()), (503, json!("no_room_for_body")));
+    assert!(reply.header("retry-after").is_some());
+    let path = "/v1/completions";
+    let (second, ()) = tokio::join!(server.post(path, &body), async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(slow);
+    });
+    assert_eq!(second.status, 200, "room came free in time");
+}
+
+#[tokio::test]
+async fn clients_that_announce_bodies_and_send_none_hold_nothing() {
+    let server = Server::start(Rule::default()).await;
+    let mut silent = Vec::new();
+    for announced in ["transfer-encoding: chunked", "content-length: 4000000"] {
+        for _ in 0..70 {
+            let mut connection = server.connect().await;
+            let head = format!(
+                "POST /v1/completions HTTP/1.1\r\nhost: x\r\n{announced}\r\n\
+                 content-type: application/json\r\n\r\n"
+            );
+            connection.write_all(head.as_bytes()).await.expect("sends");
+            silent.push(connection);
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let body = json!({"prompt": "x", "max_tokens": 1});
+    let answered = tokio::time::timeout(Duration::from_secs(3), server.complete(body));
+    assert!(answered.await.is_ok(), "silent clients hold others back");
+}
+
+#[tokio::test]
+async fn idle_connections_give_way_and_busy_ones_do_not() {
+    let mut config = config();
+    config.limits.connections = 4;
+    let server = Server::with(slow(), config).await;
+    let mut idle = Vec::new();
+    for _ in 0..8 {
+        idle.push(server.connect().await);
+        let alive = tokio::time::timeout(Duration::from_secs(3), server.get("/livez"));
+        assert_eq!(alive.await.expect("idle ones are in the way").status, 200);
+    }
+    let mut busy = Vec::new();
+    let body = json!({"model": "demo", "prompt": "abc", "max_tokens": 400, "stream": true});
+    for open in 1..=4 {
+        let mut connection = server.connect().await;
+        let bytes = request("POST", "/v1/completions", body.to_string().as_bytes());
+        connection.write_all(&bytes).await.expect("sends");
+        busy.push(connection);
+        server.leader.wait_open(open).await;
+    }
+    let refused = server.get("/livez").await;
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+    assert_eq!(refused.error()["code"], "too_many_connections");
+    assert_eq!(server.leader.open(), 4, "no open answer was cut");
+    drop(busy.pop());
+    server.leader.wait_open(3).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(server.get("/livez").await.status, 200);
 }
 
 #[tokio::test]

@@ -269,12 +269,18 @@ async fn bodies_that_are_too_large() {
 async fn heads_that_are_too_large_or_too_slow() {
     let mut config = config();
     config.limits.receive_timeout = std::time::Duration::from_millis(200);
+    config.limits.head_timeout = std::time::Duration::from_millis(200);
     let server = Server::with(Rule::default(), config).await;
     let head = format!("GET /livez HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "a".repeat(1 << 20));
     assert_eq!(server.send(head.as_bytes()).await.status, 431);
     let many = format!("GET /livez HTTP/1.1\r\nhost: x\r\n{}\r\n", "a: b\r\n".repeat(100));
     assert_eq!(server.send(many.as_bytes()).await.status, 431);
-    let slow = server.send(b"POST /v1/completions HTTP/1.1\r\ncontent-length: 9\r\n\r\n{").await;
+    let slow = server
+        .send(
+            b"POST /v1/completions HTTP/1.1\r\n\
+              content-type: application/json\r\ncontent-length: 9\r\n\r\n{",
+        )
+        .await;
     assert_eq!(slow.status, 408);
     let mut idle = server.connect().await;
     idle.write_all(b"GET /livez HT").await.expect("sends");
