@@ -16,6 +16,9 @@ const BREAKS_LIMIT: usize = 1000;
 /// How much shorter normalisation may make a text, generously.
 const SHRINKS: usize = 4;
 
+/// Most characters that an error shows of what the library said in a panic.
+const REASON_LIMIT: usize = 200;
+
 /// One vocabulary entry, as far as text goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Word {
@@ -54,8 +57,43 @@ pub(crate) struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`. Truncation and padding that it may ask for are switched off.
+    /// Reads `tokenizer.json` and tries it. Truncation and padding that it may ask for are
+    /// switched off. The library panics on some broken files, at once or on the first text.
     pub(crate) fn new(json: &[u8]) -> Result<Self, GatewayError> {
+        let tried = std::panic::catch_unwind(|| {
+            let this = Self::read(json)?;
+            this.try_out().map_err(|reason| GatewayError::Tokenizer { reason })?;
+            Ok(this)
+        });
+        tried.unwrap_or_else(|panic| {
+            let said = panic.downcast_ref::<String>().map(String::as_str);
+            let said = said.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+            let said: String = said.chars().take(REASON_LIMIT).collect();
+            Err(GatewayError::Tokenizer { reason: format!("it breaks the library ({said})") })
+        })
+    }
+
+    /// Encodes and decodes a few texts in every way that requests will.
+    fn try_out(&self) -> Result<(), String> {
+        let marker = self.marker();
+        for text in ["", " ", "Hello, world!\n", "na\u{ef}ve \u{4f60}\u{597d} \u{1f600} 12 <x>"] {
+            let failed = |way: &str| format!("it cannot {way} a plain text");
+            for add_special in [true, false] {
+                let ids = self.encode(text, add_special).map_err(|_| failed("encode"))?;
+                let plain = self.plain.encode(text, add_special);
+                plain.map_err(|_| failed("encode without control tokens"))?;
+                for skip_special in [true, false] {
+                    let decoded = self.parsing.decode(&ids, skip_special);
+                    decoded.map_err(|_| failed("decode"))?;
+                }
+            }
+            let guarded = self.guard(text, &marker);
+            self.encode_chat(&guarded, &marker).map_err(|_| failed("encode in a chat"))?;
+        }
+        Ok(())
+    }
+
+    fn read(json: &[u8]) -> Result<Self, GatewayError> {
         let broken = |reason: String| GatewayError::Tokenizer { reason };
         let value: Value = serde_json::from_slice(json).map_err(|e| broken(e.to_string()))?;
         let mut parsing =
@@ -394,5 +432,28 @@ mod tests {
         let mut lying: Value = serde_json::from_slice(BYTE_LEVEL).expect("JSON");
         lying["model"]["vocab"]["huge"] = json!(4_000_000_000_u32);
         assert!(Tokenizer::new(lying.to_string().as_bytes()).is_err());
+    }
+
+    #[test]
+    fn files_that_break_the_library_are_refused() {
+        let broken = [
+            ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"})),
+            ("normalizer", json!({"type": "Replace", "pattern": {"String": ""}, "content": "x"})),
+            (
+                "post_processor",
+                json!({"type": "TemplateProcessing", "special_tokens": {},
+                       "single": [{"SpecialToken": {"id": "[NO]", "type_id": 0}},
+                                  {"Sequence": {"id": "A", "type_id": 0}}],
+                       "pair": [{"Sequence": {"id": "A", "type_id": 0}},
+                                {"Sequence": {"id": "B", "type_id": 1}}]}),
+            ),
+        ];
+        for (part, value) in broken {
+            let mut file: Value = serde_json::from_slice(BYTE_LEVEL).expect("JSON");
+            file[part] = value;
+            let refused = Tokenizer::new(file.to_string().as_bytes()).map(|_| ());
+            let refused = refused.expect_err("is broken").to_string();
+            assert!(refused.starts_with("tokenizer.json cannot be used: "), "{refused}");
+        }
     }
 }
