@@ -129,8 +129,10 @@ pub enum GatewayError {
         reason: String,
     },
     /// The chat template does not parse.
-    #[error("the chat template cannot be used: {reason}")]
+    #[error("the chat template in {file} cannot be used: {reason}")]
     Template {
+        /// The plain name of the file that it stands in.
+        file: &'static str,
         /// What is wrong with it.
         reason: String,
     },

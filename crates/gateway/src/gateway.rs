@@ -306,7 +306,7 @@ fn chat_text(
         variables: &chat.variables,
         now,
     };
-    template.render(&rendering, marker)
+    template.render(&rendering)
 }
 
 /// Guards every string in a value.

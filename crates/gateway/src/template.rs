@@ -13,7 +13,6 @@ use serde_json::{Map, Value};
 
 use crate::config::{GatewayError, ModelFiles, RequestLimits};
 use crate::error::ApiError;
-use crate::specials::Marker;
 use crate::{bounded, clock, json};
 
 const NAME: &str = "chat";
@@ -28,7 +27,7 @@ pub(crate) struct ChatTemplate {
     /// `bos_token`, `eos_token` and so on.
     tokens: Vec<(String, String)>,
     output_limit: usize,
-    knows_developer: bool,
+    source: String,
 }
 
 /// One rendering.
@@ -64,16 +63,19 @@ impl ChatTemplate {
             })?,
         };
         let inline = named_template(&config["chat_template"]);
+        let file = match files.chat_template {
+            Some(_) => "chat_template.jinja",
+            None => "tokenizer_config.json",
+        };
         let Some(source) = files.chat_template.clone().or(inline) else { return Ok(None) };
-        let mut environment = environment(limits)?;
-        environment
-            .add_template_owned(NAME, without_generation_tags(&source))
-            .map_err(|e| GatewayError::Template { reason: e.to_string() })?;
+        let broken = |e: minijinja::Error| GatewayError::Template { file, reason: e.to_string() };
+        let mut environment = environment(limits).map_err(broken)?;
+        environment.add_template_owned(NAME, without_generation_tags(&source)).map_err(broken)?;
         Ok(Some(Self {
             environment,
             tokens: token_names(&config),
             output_limit: limits.template_bytes,
-            knows_developer: source.contains("developer"),
+            source,
         }))
     }
 
@@ -87,26 +89,25 @@ impl ChatTemplate {
 
     /// Whether the template has a word for the role `developer`; others take it for `system`.
     pub(crate) fn knows_developer(&self) -> bool {
-        self.knows_developer
+        self.source.contains("developer")
     }
 
     /// Renders a chat to the text that the model reads, on a stack that the deepest value which
     /// the fuel pays for does not overflow: the engine drops and shows values by recursion.
-    pub(crate) fn render(
-        &self,
-        rendering: &Rendering<'_>,
-        marker: &Marker,
-    ) -> Result<String, ApiError> {
+    pub(crate) fn render(&self, rendering: &Rendering<'_>) -> Result<String, ApiError> {
         let failed = || ApiError::internal("the chat template could not be run");
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
-            let thread = thread.spawn_scoped(scope, || self.render_here(rendering, marker));
+            let thread = thread.spawn_scoped(scope, || self.render_here(rendering));
             thread.map_err(|_| failed())?.join().map_err(|_| failed())?
         })
     }
 
-    fn render_here(&self, rendering: &Rendering<'_>, marker: &Marker) -> Result<String, ApiError> {
-        let template = self.environment.get_template(NAME).map_err(|e| refusal(&e, marker))?;
+    fn render_here(&self, rendering: &Rendering<'_>) -> Result<String, ApiError> {
+        let template = self
+            .environment
+            .get_template(NAME)
+            .map_err(|e| refusal(&e, &self.source, rendering.messages))?;
         let mut output = Limited { text: Vec::new(), limit: self.output_limit, full: false };
         let result = template.render_captured_to(self.context(rendering), &mut output);
         if output.full {
@@ -115,7 +116,7 @@ impl ChatTemplate {
             return Err(ApiError::invalid("messages", message));
         }
         if let Err(error) = result {
-            return Err(refusal(&error, marker));
+            return Err(refusal(&error, &self.source, rendering.messages));
         }
         drop(result);
         let text = String::from_utf8(output.text)
@@ -165,12 +166,8 @@ pub(crate) fn is_reserved(name: &str) -> bool {
     fixed.contains(&name) || name.ends_with("_token")
 }
 
-fn environment(limits: &RequestLimits) -> Result<Environment<'static>, GatewayError> {
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()
-        .map_err(|e| GatewayError::Template { reason: e.to_string() })?;
+fn environment(limits: &RequestLimits) -> Result<Environment<'static>, minijinja::Error> {
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
     let mut environment = Environment::new();
     environment.set_syntax(syntax);
     environment.set_fuel(Some(limits.template_fuel));
@@ -237,6 +234,11 @@ fn without_generation_tags(source: &str) -> String {
 /// Cuts the rendered chat right behind the last message's text.
 fn left_open(text: String, messages: &[Value]) -> Result<String, ApiError> {
     let last = messages.last().and_then(|m| m["content"].as_str()).unwrap_or("");
+    if last.trim().is_empty() {
+        // Nothing marks the place where an empty text would stand.
+        let message = "the final message is empty: there is nothing to continue";
+        return Err(ApiError::invalid("messages", message));
+    }
     let refused = || {
         let message = "the chat template does not show the final message as it is";
         ApiError::invalid("continue_final_message", message)
@@ -247,24 +249,45 @@ fn left_open(text: String, messages: &[Value]) -> Result<String, ApiError> {
     Ok(text[..at + kept].to_owned())
 }
 
-/// A failed rendering: what the template raised is the client's to read, the rest is ours.
-fn refusal(error: &minijinja::Error, marker: &Marker) -> ApiError {
-    let mut source: Option<&dyn std::error::Error> = Some(error);
-    while let Some(cause) = source {
-        if let Some(Raised(message)) = cause.downcast_ref::<Raised>() {
-            let message: String = marker.strip(message).0.chars().take(MESSAGE_LIMIT).collect();
-            return ApiError::invalid("messages", format!("the chat template says: {message}"));
+/// A failed rendering: what the template raised is the client's to read, the rest is ours. Only
+/// the template's own words are shown: a message that it put together may hold the prompt.
+fn refusal(error: &minijinja::Error, source: &str, messages: &[Value]) -> ApiError {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(inner) = cause {
+        if let Some(Raised(message)) = inner.downcast_ref::<Raised>() {
+            let message = if is_own(message, source, messages) {
+                format!("the chat template says: {message}")
+            } else {
+                "the chat template refused the messages".to_owned()
+            };
+            return ApiError::invalid("messages", message);
         }
-        if let Some(inner) = cause.downcast_ref::<minijinja::Error>()
+        if let Some(inner) = inner.downcast_ref::<minijinja::Error>()
             && inner.kind() == ErrorKind::OutOfFuel
         {
             let message = "the chat takes the template more steps or room than are allowed";
             return ApiError::invalid("messages", message);
         }
-        source = cause.source();
+        cause = inner.source();
     }
     tracing::warn!(kind = ?error.kind(), line = ?error.line(), "the chat template failed");
     ApiError::internal("the model's chat template failed on this chat")
+}
+
+/// Whether the message stands in the template as one quoted text, or is such texts around a role.
+fn is_own(message: &str, source: &str, messages: &[Value]) -> bool {
+    let quoted = |text: &str| {
+        text.is_empty()
+            || ['\'', '"'].iter().any(|quote| source.contains(&format!("{quote}{text}{quote}")))
+    };
+    let around = |role: &str| {
+        message
+            .match_indices(role)
+            .any(|(at, _)| quoted(&message[..at]) && quoted(&message[at + role.len()..]))
+    };
+    // Roles are of a fixed list, so no prompt is in them.
+    let mut roles = messages.iter().filter_map(|m| m["role"].as_str());
+    message.chars().count() <= MESSAGE_LIMIT && (quoted(message) || roles.any(around))
 }
 
 /// Takes output up to a limit.

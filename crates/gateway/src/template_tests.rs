@@ -27,7 +27,7 @@ fn render(source: &str, messages: &Value) -> Result<String, ApiError> {
         variables: variables.as_object().expect("an object"),
         now: UNIX_EPOCH,
     };
-    template(source).render(&rendering, &Marker::random())
+    template(source).render(&rendering)
 }
 
 fn shown(source: &str) -> String {
@@ -68,12 +68,28 @@ fn generation_tags_do_nothing() {
 #[test]
 fn raised_exceptions_are_the_clients_fault_others_ours() {
     let messages = json!([{"role": "user", "content": "x"}]);
-    let raised = render("{{ raise_exception('no ' ~ messages[0].role) }}", &messages);
-    let raised = raised.expect_err("raises");
-    assert_eq!(raised.status.as_u16(), 400);
+    for source in ["{{ raise_exception('no users') }}", "{{ raise_exception(\"no users\") }}"] {
+        let raised = render(source, &messages).expect_err("raises");
+        assert_eq!(raised.status.as_u16(), 400);
+        assert_eq!(raised.message, "the chat template says: no users");
+    }
+    let role = "{{ raise_exception('no ' ~ messages[0].role) }}";
+    let raised = render(role, &messages).expect_err("raises");
     assert_eq!(raised.message, "the chat template says: no user");
     let broken = render("{{ messages[0].content.nothing() }}", &messages).expect_err("fails");
     assert_eq!(broken.status.as_u16(), 500);
+}
+
+#[test]
+fn raised_messages_with_a_part_of_the_prompt_are_not_shown() {
+    for content in ["secret", "s", "users"] {
+        let messages = json!([{"role": "user", "content": content}]);
+        for shown in ["messages[0].content", "messages[0].content | upper", "'no ' ~ messages"] {
+            let source = format!("{{{{ raise_exception('no ' ~ {shown}) }}}}");
+            let raised = render(&source, &messages).expect_err("raises");
+            assert_eq!(raised.message, "the chat template refused the messages");
+        }
+    }
 }
 
 #[test]
@@ -102,10 +118,17 @@ fn named_templates_and_inline_templates() {
         variables: &Map::new(),
         now: UNIX_EPOCH,
     };
-    assert_eq!(template.render(&rendering, &Marker::random()), Ok("yes".to_owned()));
+    assert_eq!(template.render(&rendering), Ok("yes".to_owned()));
     assert!(ChatTemplate::new(&ModelFiles::default(), &limits).expect("fine").is_none());
     let broken = ModelFiles { chat_template: Some("{% if %}".into()), ..ModelFiles::default() };
-    assert!(ChatTemplate::new(&broken, &limits).is_err());
+    let named = |files: &ModelFiles| {
+        let refused = ChatTemplate::new(files, &limits).map(|_| ());
+        refused.expect_err("is broken").to_string()
+    };
+    assert!(named(&broken).contains("chat_template.jinja"));
+    let inline = r#"{"chat_template": "{% if %}"}"#.to_owned();
+    let broken = ModelFiles { tokenizer_config: Some(inline), ..ModelFiles::default() };
+    assert!(named(&broken).contains("tokenizer_config.json"));
 }
 
 #[test]
@@ -119,7 +142,7 @@ fn the_final_message_can_stay_open() {
         variables: &Map::new(),
         now: UNIX_EPOCH,
     };
-    let text = template(source).render(&rendering, &Marker::random());
+    let text = template(source).render(&rendering);
     assert_eq!(text, Ok("[a][the sky is".to_owned()));
 }
 
@@ -196,5 +219,22 @@ fn deeply_nested_values_do_not_break_the_process() {
         let source = format!("{nest}{last}{{% endif %}}{{% endfor %}}{{% endfor %}}");
         let refused = render(&source, &messages).map(|text| text.len());
         assert!(refused.is_err(), "{last}: {refused:?}");
+    }
+}
+
+#[test]
+fn an_empty_final_message_cannot_stay_open() {
+    let source = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}";
+    for empty in ["", " \n"] {
+        let messages = [json!({"content": "a"}), json!({"content": empty})];
+        let rendering = Rendering {
+            messages: &messages,
+            add_generation_prompt: false,
+            continue_final: true,
+            variables: &Map::new(),
+            now: UNIX_EPOCH,
+        };
+        let refused = template(source).render(&rendering).expect_err("has no place to go on");
+        assert_eq!(refused.param.as_deref(), Some("messages"));
     }
 }
