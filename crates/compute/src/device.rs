@@ -75,19 +75,70 @@ pub enum Precision {
     Int8,
 }
 
-/// A rectangle of a stored matrix, to be packed.
+/// How the elements of a stored matrix are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding<'a> {
+    /// One number per element.
+    Plain(StoredType),
+    /// One byte per element, float8 E4M3 (finite: no infinity, NaN at 0x7f and 0xff); its value is
+    /// the number times its block's scale, multiplied in f32.
+    Fp8Blocks {
+        /// f32, little endian, row-major, one per block:
+        /// `[ceil(stored rows / block), ceil(stored columns / block)]`.
+        scales: &'a [u8],
+        /// Rows and columns of a block.
+        block: usize,
+    },
+    /// Half a byte per element (low nibble first): magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6 in three
+    /// bits, the sign in the fourth; times `2^(scale - 127)` (NaN where `scale` is 255).
+    Mxfp4 {
+        /// A byte for each 32 columns of a row, row-major `[stored rows, stored columns / 32]`.
+        scales: &'a [u8],
+    },
+}
+
+/// A part of a stored matrix, to be packed. Its logical element `(o, i)` is the stored element
+/// `[first_row + o * row_step, i]`, or `[i, first_row + o * row_step]` where `transposed`.
 #[derive(Debug, Clone)]
 pub struct WeightSource<'a> {
-    /// The whole stored tensor's bytes, row-major.
+    /// The whole stored matrix' bytes, row-major (of a tensor of matrices, one of them).
     pub bytes: &'a [u8],
-    /// Element type.
-    pub stored: StoredType,
-    /// Columns of the whole stored tensor.
+    /// How elements are written.
+    pub encoding: Encoding<'a>,
+    /// Elements in a stored row. A multiple of 32 for MXFP4.
     pub stored_columns: usize,
-    /// Rows taken: the packed matrix' outputs.
+    /// Logical outputs `o` taken: the packed matrix' outputs.
     pub rows: Range<usize>,
-    /// Columns taken: the packed matrix' inputs.
+    /// Logical inputs `i` taken: the packed matrix' inputs.
     pub columns: Range<usize>,
+    /// Where logical output 0 stands.
+    pub first_row: usize,
+    /// From one logical output to the next; at least 1.
+    pub row_step: usize,
+    /// Whether it is stored as `[inputs, outputs]`. Not for MXFP4.
+    pub transposed: bool,
+}
+
+impl<'a> WeightSource<'a> {
+    /// A rectangle of a matrix `[outputs, inputs]` stored as plain numbers.
+    pub fn plain(
+        bytes: &'a [u8],
+        stored: StoredType,
+        stored_columns: usize,
+        rows: Range<usize>,
+        columns: Range<usize>,
+    ) -> WeightSource<'a> {
+        WeightSource {
+            bytes,
+            encoding: Encoding::Plain(stored),
+            stored_columns,
+            rows,
+            columns,
+            first_row: 0,
+            row_step: 1,
+            transposed: false,
+        }
+    }
 }
 
 /// One product within a [`Device::matmul`] call:
@@ -109,15 +160,44 @@ pub struct Segment<'a, M> {
     pub to_column: usize,
 }
 
+/// Which columns of a head a rotary embedding turns together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RopePairs {
+    /// `(i, i + dims / 2)`.
+    Halves,
+    /// `(2 * i, 2 * i + 1)`.
+    Interleaved,
+}
+
 /// Cosines and sines of a rotary embedding, for positions `0..positions`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeTable {
-    /// Width of one head; pairs are `(i, i + head_dim / 2)`.
-    pub head_dim: usize,
-    /// `[positions, head_dim / 2]`.
+    /// Rotated columns of a head.
+    pub dims: usize,
+    /// How they are paired; pair `i` turns by angle `i`.
+    pub pairs: RopePairs,
+    /// `[positions, dims / 2]`.
     pub cos: Vec<f32>,
-    /// `[positions, head_dim / 2]`.
+    /// `[positions, dims / 2]`.
     pub sin: Vec<f32>,
+}
+
+/// Runs of columns at equal distances: run `h` starts at column `first + h * stride`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Columns {
+    /// Where run 0 starts.
+    pub first: usize,
+    /// From one start to the next.
+    pub stride: usize,
+}
+
+/// What a cache keeps as values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheValue {
+    /// Values of this width, stored beside the keys.
+    Own(usize),
+    /// No values: the first so many columns of a key are its value.
+    PrefixOfKey(usize),
 }
 
 /// The size of a paged KV cache on one rank.
@@ -131,10 +211,21 @@ pub struct CacheShape {
     pub block_tokens: usize,
     /// KV heads on this rank.
     pub kv_heads: usize,
-    /// Width of one head.
-    pub head_dim: usize,
+    /// Width of a key of one head.
+    pub key_dim: usize,
+    /// Values of one head.
+    pub value: CacheValue,
     /// `F32` keeps f32; the others keep bf16 (rounded when stored).
     pub precision: Precision,
+}
+
+impl CacheShape {
+    /// Width of a value of one head.
+    pub fn value_dim(&self) -> usize {
+        match self.value {
+            CacheValue::Own(dim) | CacheValue::PrefixOfKey(dim) => dim,
+        }
+    }
 }
 
 /// One sequence's rows in an attention call.
@@ -157,9 +248,78 @@ pub struct HeadMap {
     pub window: Option<usize>,
     /// Scores are `scale * dot(query, key)`.
     pub scale: f32,
+    /// Then `cap * tanh(score / cap)`; the cap is positive.
+    pub softcap: Option<f32>,
+    /// Empty, or one logit per local query head that joins the softmax (its maximum and its sum)
+    /// as a position without a value, as it is: neither scaled nor capped.
+    pub sinks: Vec<f32>,
 }
 
-/// The experts each row uses, in slot order (most likely first, ties to the lower id).
+/// What a gated feed-forward makes of gate `g` and up `u`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Activation {
+    /// `g * sigmoid(g) * u`.
+    Silu,
+    /// `0.5 * g * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 * g^3))) * u`.
+    GeluTanh,
+    /// With `g = min(g, limit)`, `u = clamp(u, -limit, limit)`: `(u + 1) * g * sigmoid(alpha * g)`.
+    ClampedSwiglu {
+        /// Steepness of the sigmoid.
+        alpha: f32,
+        /// Bound.
+        limit: f32,
+    },
+}
+
+/// What the logits of a router become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Score {
+    /// Softmax over all experts.
+    Softmax,
+    /// Experts are chosen by logit; weights are the softmax over the chosen logits.
+    SoftmaxOfChosen,
+    /// Sigmoid of each logit.
+    Sigmoid,
+}
+
+/// How a group of experts is judged by its experts' selection scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupScore {
+    /// By the largest; scores (and so weights) in the other groups count as 0.
+    Max,
+    /// By the sum of the two largest; selection scores in the other groups count as -infinity.
+    TopTwoSum,
+}
+
+/// A choice among runs of neighbouring experts before the choice of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Groups {
+    /// Groups; divides the number of experts.
+    pub count: usize,
+    /// Groups kept, the best (ties to the lower one).
+    pub chosen: usize,
+    /// How they are judged.
+    pub by: GroupScore,
+}
+
+/// How experts are chosen and weighed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Routing<'a> {
+    /// Experts per row.
+    pub chosen: usize,
+    /// From logits to scores.
+    pub score: Score,
+    /// Whether weights are divided by (their sum + 1e-20).
+    pub renormalise: bool,
+    /// Weights are multiplied by this, last.
+    pub scale: f32,
+    /// Limits the choice to the best groups.
+    pub groups: Option<Groups>,
+    /// Added to each expert's score for the selection (groups included), never to its weight.
+    pub correction: Option<&'a [f32]>,
+}
+
+/// The experts each row uses, in slot order (best selection score first, ties to the lower id).
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Routes {
     /// Slots per row.
@@ -237,19 +397,46 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Tensor,
     ) -> Result<(), DeviceError>;
 
-    /// Rotates, in place, `heads` heads of `table.head_dim` that start at `from_column`.
-    /// Row `t` stands at `positions[t]`.
+    /// Rotates, in place, `table.dims` columns of each of `heads` heads: head `h`'s start at
+    /// `from_column + h * stride`. Row `t` stands at `positions[t]`.
     fn rope(
         &self,
         x: &mut Self::Tensor,
         from_column: usize,
         heads: usize,
+        stride: usize,
         positions: &[u32],
         table: &RopeTable,
     ) -> Result<(), DeviceError>;
 
-    /// Stores keys and values of all rows: `x[t, key_column..]` and `x[t, value_column..]` hold
-    /// `kv_heads * head_dim` values each. Rows and positions as `spans` say.
+    /// RMS norm, in place and each for itself, of `weight.len()` columns of each of `heads` heads:
+    /// head `h`'s start at `from_column + h * stride`. The arithmetic of [`Device::rms_norm`].
+    fn norm_heads(
+        &self,
+        x: &mut Self::Tensor,
+        from_column: usize,
+        heads: usize,
+        stride: usize,
+        weight: &[f32],
+        eps: f32,
+    ) -> Result<(), DeviceError>;
+
+    /// `out[t, to.first + h * to.stride + c] = x[t, from.first + h * from.stride + c]` for
+    /// `h < heads`, `c < width`. Other columns of `out` keep their values. Runs may overlap in `x`,
+    /// not in `out`.
+    fn copy_columns(
+        &self,
+        x: &Self::Tensor,
+        from: Columns,
+        width: usize,
+        heads: usize,
+        out: &mut Self::Tensor,
+        to: Columns,
+    ) -> Result<(), DeviceError>;
+
+    /// Stores keys and values of all rows: `x[t, key_column..]` holds `kv_heads * key_dim` values,
+    /// `x[t, value_column..]` `kv_heads * value_dim` (`value_column` is ignored where values are
+    /// prefixes of keys). Rows and positions as `spans` say.
     fn store_kv(
         &self,
         cache: &mut Self::Cache,
@@ -260,8 +447,8 @@ pub trait Device: Send + Sync + 'static {
         spans: &[AttendSpan<'_>],
     ) -> Result<(), DeviceError>;
 
-    /// Softmax attention over the cache, positions ascending. `x[t, 0..heads * head_dim]` are the
-    /// queries (columns beyond are ignored); `out: [T, heads * head_dim]`.
+    /// Softmax attention over the cache, positions ascending. `x[t, 0..heads * key_dim]` are the
+    /// queries (columns beyond are ignored); `out: [T, heads * value_dim]`.
     fn attend(
         &self,
         cache: &Self::Cache,
@@ -272,21 +459,18 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Tensor,
     ) -> Result<(), DeviceError>;
 
-    /// `out[t, c] = silu(x[t, c]) * x[t, width + c]`; `x: [T, 2 * width]`, `out: [T, width]`.
-    fn silu_mul(
+    /// `out[t, c] = activation(g = x[t, c], u = x[t, width + c])`; `x: [T, 2 * width]`,
+    /// `out: [T, width]`.
+    fn gate(
         &self,
         x: &Self::Tensor,
         width: usize,
+        activation: Activation,
         out: &mut Self::Tensor,
     ) -> Result<(), DeviceError>;
 
-    /// Softmax over `logits: [T, experts]`, the `chosen` largest per row, renormalised or not.
-    fn route(
-        &self,
-        logits: &Self::Tensor,
-        chosen: usize,
-        renormalise: bool,
-    ) -> Result<Routes, DeviceError>;
+    /// Chooses and weighs experts by `logits: [T, experts]`, each row for itself.
+    fn route(&self, logits: &Self::Tensor, routing: &Routing<'_>) -> Result<Routes, DeviceError>;
 
     /// `out[i, :] = x[rows[i], :]`.
     fn gather_rows(
@@ -316,4 +500,20 @@ pub trait Device: Send + Sync + 'static {
         y: &Self::Tensor,
         bias: Option<&[f32]>,
     ) -> Result<(), DeviceError>;
+
+    /// `x[s * T + t, c] += sigmoid(gates[t]) * y[s * T + t, c]` for `s < copies`, one fused
+    /// multiply-add each. `gates: [T, 1]`, `x` and `y: [copies * T, C]`.
+    fn add_gated(
+        &self,
+        x: &mut Self::Tensor,
+        y: &Self::Tensor,
+        gates: &Self::Tensor,
+        copies: usize,
+    ) -> Result<(), DeviceError>;
+
+    /// `x[t, c] *= factor`.
+    fn scale(&self, x: &mut Self::Tensor, factor: f32) -> Result<(), DeviceError>;
+
+    /// `x[t, c] = cap * tanh(x[t, c] / cap)`; the cap is positive.
+    fn softcap(&self, x: &mut Self::Tensor, cap: f32) -> Result<(), DeviceError>;
 }

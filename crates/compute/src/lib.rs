@@ -13,7 +13,8 @@ mod rope;
 
 pub use cpu::{CpuDevice, KernelClass};
 pub use device::{
-    AttendSpan, CacheShape, Device, DeviceError, HeadMap, Precision, RopeTable, Routes, Segment,
+    Activation, AttendSpan, CacheShape, CacheValue, Columns, Device, DeviceError, Encoding,
+    GroupScore, Groups, HeadMap, Precision, RopePairs, RopeTable, Routes, Routing, Score, Segment,
     StoredType, WeightSource,
 };
 pub use mapped::MappedFile;
