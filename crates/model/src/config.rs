@@ -206,7 +206,7 @@ impl<'a> Fields<'a> {
         ConfigError::WrongType { field: self.path(field), expected, found: type_name(found) }
     }
 
-    fn missing(&self, field: &str) -> ConfigError {
+    pub(crate) fn missing(&self, field: &str) -> ConfigError {
         ConfigError::Missing { field: self.path(field) }
     }
 
@@ -275,14 +275,36 @@ impl<'a> Fields<'a> {
         self.number_given(field, what, allowed)?.value().ok_or_else(|| self.missing(field))
     }
 
-    /// A truth value; null counts as absent, and absent is false in every family read here.
+    /// A truth value.
+    pub(crate) fn truth(&mut self, field: &'static str) -> Result<Given<bool>, ConfigError> {
+        self.typed(field, "true or false", Value::as_bool)
+    }
+
+    /// A truth value; null counts as absent, and absent is false.
     pub(crate) fn flag(&mut self, field: &'static str) -> Result<bool, ConfigError> {
-        Ok(self.typed(field, "true or false", Value::as_bool)?.value().unwrap_or(false))
+        Ok(self.truth(field)?.value().unwrap_or(false))
     }
 
     /// A string.
     pub(crate) fn text(&mut self, field: &'static str) -> Result<Given<&'a str>, ConfigError> {
         self.typed(field, "a string", Value::as_str)
+    }
+
+    /// A list of strings.
+    pub(crate) fn texts(
+        &mut self,
+        field: &'static str,
+    ) -> Result<Given<Vec<&'a str>>, ConfigError> {
+        self.typed(field, "a list of strings", |value| {
+            value.as_array()?.iter().map(Value::as_str).collect()
+        })
+    }
+
+    /// A list of whole numbers.
+    pub(crate) fn counts(&mut self, field: &'static str) -> Result<Given<Vec<u64>>, ConfigError> {
+        self.typed(field, "a list of whole numbers", |value| {
+            value.as_array()?.iter().map(Value::as_u64).collect()
+        })
     }
 
     /// A nested object.
@@ -340,6 +362,18 @@ impl<'a> Fields<'a> {
             return Ok(());
         }
         Err(self.unsupported(field, given, value.to_string()))
+    }
+
+    /// The same for a field that must be there.
+    pub(crate) fn required(
+        &mut self,
+        field: &'static str,
+        value: &Value,
+    ) -> Result<(), ConfigError> {
+        match self.map.get(field) {
+            None | Some(Value::Null) => Err(self.missing(field)),
+            Some(_) => self.only(field, value),
+        }
     }
 
     pub(crate) fn unsupported(
@@ -476,21 +510,25 @@ fn family_of(map: &Map<String, Value>) -> Result<Family, ConfigError> {
 fn check_size(spec: &ModelSpec) -> Result<(), ConfigError> {
     const TENSORS: u128 = 1 << 20;
     const PARAMETERS: u128 = 1 << 46;
-    // All layers of the families read here are alike, so one layer's table tells the whole.
-    let layers = spec.layers.len() as u128;
-    let experts = match spec.layers.first().map(|layer| &layer.feed_forward) {
-        Some(crate::FeedForward::Experts(experts)) => experts.count as u128,
-        _ => 1,
+    // Roughly, so that nothing is listed before the count is known to be small.
+    let of_layer = |layer: &crate::LayerSpec| match &layer.feed_forward {
+        crate::FeedForward::Experts(experts) => 13 + 3 * experts.count as u128,
+        crate::FeedForward::Dense(_) => 16,
     };
-    let tensors = layers * (13 + 3 * experts) + 3;
+    let tensors = spec.layers.iter().map(of_layer).sum::<u128>() + 3;
     if tensors > TENSORS {
         return Err(ConfigError::TooBig { what: "tensors", count: tensors, limit: TENSORS });
     }
     let elements =
         |tensor: &crate::TensorSpec| -> u128 { tensor.shape.iter().map(|&n| n as u128).product() };
-    let layer: u128 = spec.layer_tensors(0).iter().map(elements).sum();
-    let outside: u128 = 2 * spec.vocab as u128 * spec.hidden as u128;
-    let parameters = outside + layers * layer;
+    let mut parameters: u128 = 2 * spec.vocab as u128 * spec.hidden as u128;
+    let mut first = 0;
+    // Models have runs of equal layers; one of each run tells the whole.
+    for run in spec.layers.chunk_by(|a, b| a == b) {
+        let layer: u128 = spec.layer_tensors(first).iter().map(elements).sum();
+        parameters += run.len() as u128 * layer;
+        first += run.len();
+    }
     if parameters > PARAMETERS {
         let what = "parameters";
         return Err(ConfigError::TooBig { what, count: parameters, limit: PARAMETERS });

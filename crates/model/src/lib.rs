@@ -11,11 +11,14 @@ pub mod digest;
 pub mod families;
 pub mod safetensors;
 mod spec;
+mod stored;
 mod tensors;
 
 pub use config::ConfigError;
 pub use spec::{
-    Attention, ComputeType, Dense, Experts, Family, FeedForward, Grouped, LayerSpec, ModelSpec,
-    Rope, RopeScaling, UnknownComputeType,
+    Activation, Attention, ComputeType, Dense, Experts, Family, FeedForward, Format, GroupScore,
+    Grouped, Groups, Latent, LayerSpec, ModelSpec, Pairs, Rope, RopeScaling, Router, Score, Shared,
+    UnknownComputeType,
 };
+pub use stored::{Encoding, Stored};
 pub use tensors::{Part, Sharding, TensorSpec};

@@ -6,8 +6,10 @@ use std::str::FromStr;
 /// Everything that decides a model's results and its size, read once from its config.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSpec {
-    /// The published architecture family; decides tensor names only.
+    /// The published architecture family; decides tensor names and how they are fused only.
     pub family: Family,
+    /// What the projections of the checkpoint are stored in.
+    pub format: Format,
     /// Width of the residual stream.
     pub hidden: usize,
     /// Rows of the embedding and of the output head.
@@ -16,6 +18,12 @@ pub struct ModelSpec {
     pub context: usize,
     /// Epsilon added to the mean square in every RMS norm.
     pub norm_eps: f32,
+    /// Every norm weight is stored as `w - 1` (Gemma).
+    pub norm_plus_one: bool,
+    /// Embeddings are multiplied by this before the first layer.
+    pub embedding_scale: Option<f32>,
+    /// Logits become `cap * tanh(logit / cap)`.
+    pub logit_softcap: Option<f32>,
     /// The output head is the embedding matrix.
     pub tied: bool,
     /// Layers from the embedding upward.
@@ -24,17 +32,53 @@ pub struct ModelSpec {
     pub bos: Option<u32>,
     /// Tokens that end a sequence (`eos_token_id` may be one id or a list).
     pub eos: Vec<u32>,
+    /// Stored tensors whose names start so are not part of the plain forward pass (layers that
+    /// predict further tokens).
+    pub ignored_prefixes: Vec<String>,
 }
 
 /// The architecture families whose configs and tensor names are understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
+    /// DeepSeek V2 and V2-Lite (`DeepseekV2ForCausalLM`).
+    DeepseekV2,
+    /// DeepSeek V3 and R1 (`DeepseekV3ForCausalLM`).
+    DeepseekV3,
+    /// Gemma 2 (`Gemma2ForCausalLM`).
+    Gemma2,
+    /// Gemma 3, text only (`Gemma3ForCausalLM`).
+    Gemma3Text,
+    /// gpt-oss (`GptOssForCausalLM`).
+    GptOss,
     /// Llama 1, 2, 3.x (`LlamaForCausalLM`).
     Llama,
     /// Mistral (`MistralForCausalLM`).
     Mistral,
     /// Mixtral (`MixtralForCausalLM`).
     Mixtral,
+    /// Phi-3 (`Phi3ForCausalLM`).
+    Phi3,
+    /// Qwen 2 and 2.5 (`Qwen2ForCausalLM`).
+    Qwen2,
+    /// Qwen 1.5 and 2 with experts (`Qwen2MoeForCausalLM`).
+    Qwen2Moe,
+    /// Qwen 3 (`Qwen3ForCausalLM`).
+    Qwen3,
+    /// Qwen 3 with experts (`Qwen3MoeForCausalLM`).
+    Qwen3Moe,
+}
+
+/// What the projections of a checkpoint are stored in. Which of them are, `TensorSpec::stored`
+/// says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// f32, f16 or bf16.
+    Plain,
+    /// All projections of the layers but routers in FP8 E4M3 with an f32 scale for every block of
+    /// 128 x 128.
+    Fp8Blocks,
+    /// The experts' projections in MXFP4: 4-bit floats with a scale for every 32 of a row.
+    Mxfp4,
 }
 
 /// One decoder layer: `x += attention(norm(x)); x += feed_forward(norm(x))`.
@@ -44,6 +88,8 @@ pub struct LayerSpec {
     pub attention: Attention,
     /// How each token is transformed on its own.
     pub feed_forward: FeedForward,
+    /// The outputs of both branches are normed before they are added (Gemma 2, 3).
+    pub post_norms: bool,
 }
 
 /// The attention kinds the decoder walks.
@@ -51,6 +97,18 @@ pub struct LayerSpec {
 pub enum Attention {
     /// Query heads in groups that share a key and value head.
     Grouped(Grouped),
+    /// Query heads that all read one compressed vector per token (MLA).
+    Latent(Latent),
+}
+
+impl Attention {
+    /// Query heads.
+    pub fn heads(&self) -> usize {
+        match self {
+            Attention::Grouped(grouped) => grouped.heads,
+            Attention::Latent(latent) => latent.heads,
+        }
+    }
 }
 
 /// Grouped-query attention; query head `h` reads KV head `h / (heads / kv_heads)`.
@@ -60,25 +118,70 @@ pub struct Grouped {
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
-    /// Width of one head; scores are scaled by `head_dim^-0.5`.
+    /// Width of one head.
     pub head_dim: usize,
     /// The query, key and value projections have biases.
     pub qkv_bias: bool,
     /// The output projection has a bias.
     pub out_bias: bool,
+    /// Each head of query and key is RMS-normed over its `head_dim`, before rope.
+    pub qk_norm: bool,
+    /// One learned logit per query head joins the softmax and gives no value.
+    pub sinks: bool,
+    /// Scores become `cap * tanh(score / cap)`, after the scale and before the mask.
+    pub softcap: Option<f32>,
+    /// Products of query and key are multiplied by this; `head_dim^-0.5` in most models.
+    pub scale: f32,
     /// A key is visible iff `0 <= query - key < window`; `None` sees everything before it.
     pub window: Option<usize>,
-    /// Rotary position embedding, half-split ("neox") pairs `(i, i + head_dim/2)`.
+    /// Rotary position embedding of query and key.
     pub rope: Rope,
 }
 
-/// Rotary embedding: frequencies `theta^(-2i/head_dim)`, then scaled.
+/// Multi-head latent attention. Per token one normed latent of `kv_rank` and one rotated key of
+/// `rope_dim`, shared by all heads; a head's key is `[W_UK latent | rotated key]`, its value
+/// `W_UV latent`. A head's rows are `[nope | rope]` in the query projection and `[W_UK | W_UV]`
+/// in `Part::LatentUp`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Latent {
+    /// Query heads.
+    pub heads: usize,
+    /// Width of the query's own latent; `None` projects queries directly.
+    pub query_rank: Option<usize>,
+    /// Width of the latent that keys and values come from.
+    pub kv_rank: usize,
+    /// Query and key columns per head without position.
+    pub nope_dim: usize,
+    /// Query columns per head, and columns of the shared key, that are rotated.
+    pub rope_dim: usize,
+    /// Value columns per head.
+    pub value_dim: usize,
+    /// Products of query and key are multiplied by this.
+    pub scale: f32,
+    /// Rotary position embedding of the `rope_dim` columns.
+    pub rope: Rope,
+}
+
+/// Rotary embedding: frequencies `theta^(-2i/dims)`, then scaled.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// The base.
     pub theta: f64,
+    /// Rotated columns, even: the first of a head (`Grouped`), or `rope_dim` (`Latent`).
+    pub dims: usize,
+    /// Which columns turn together.
+    pub pairs: Pairs,
     /// How the frequencies are changed for longer contexts.
     pub scaling: RopeScaling,
+}
+
+/// Which columns of the rotated ones turn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pairs {
+    /// `(i, i + dims / 2)`.
+    Halves,
+    /// `(2i, 2i + 1)`.
+    Interleaved,
 }
 
 /// Frequency scalings by their published `rope_type`.
@@ -102,15 +205,48 @@ pub enum RopeScaling {
         /// Context of the original training.
         original_context: f64,
     },
+    /// `yarn`: columns that turn more than `beta_fast` times in the original context keep their
+    /// frequency, those that turn less than `beta_slow` times are divided, a ramp between.
+    Yarn {
+        /// Divisor of the slow columns' frequencies.
+        factor: f64,
+        /// Context of the original training.
+        original_context: f64,
+        /// Turns above which a frequency is kept.
+        beta_fast: f64,
+        /// Turns below which a frequency is fully divided.
+        beta_slow: f64,
+        /// The ramp's ends are rounded outward to whole columns.
+        truncate: bool,
+        /// Multiplies cosine and sine. The attention scale already holds whatever else the
+        /// config asks for.
+        magnitude: f32,
+    },
 }
 
 /// The feed-forward kinds the decoder walks.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FeedForward {
-    /// One gated network: `down(silu(gate(x)) * up(x))`.
+    /// One gated network: `down(activation(gate(x), up(x)))`.
     Dense(Dense),
     /// Several gated networks of which each token uses a few.
     Experts(Experts),
+}
+
+/// How a gated network joins gate `g` and up `u`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Activation {
+    /// `silu(g) * u`.
+    Silu,
+    /// `gelu(g) * u`, gelu by its tanh form.
+    GeluTanh,
+    /// `(u + 1) * g * sigmoid(alpha * g)` with `g = min(g, limit)`, `u = clamp(u, -limit, limit)`.
+    ClampedSwiglu {
+        /// Steepness of the sigmoid.
+        alpha: f32,
+        /// The clamp.
+        limit: f32,
+    },
 }
 
 /// A dense gated feed-forward network.
@@ -120,20 +256,98 @@ pub struct Dense {
     pub width: usize,
     /// Gate, up and down have biases.
     pub bias: bool,
+    /// How gate and up are joined.
+    pub activation: Activation,
 }
 
-/// A mixture of experts with a softmax router: probabilities over all experts in f32, the
-/// `chosen` largest (ties to the lower id), their probabilities as weights.
+/// A mixture of experts: the weighted sum of the chosen ones, and of the shared one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Experts {
     /// Experts per layer.
     pub count: usize,
-    /// Experts each token uses.
+    /// Experts each token uses; at most `count`.
     pub chosen: usize,
     /// Inner width of one expert.
     pub width: usize,
+    /// Gate, up and down of every expert have biases.
+    pub bias: bool,
+    /// How gate and up are joined, in the shared expert too.
+    pub activation: Activation,
+    /// How experts are chosen and weighted.
+    pub router: Router,
+    /// A network that every token uses besides.
+    pub shared: Option<Shared>,
+}
+
+/// How experts are chosen and weighted, in f32; ties go to the lower id.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Router {
+    /// From logits to scores; the `chosen` largest win and their scores are the weights.
+    pub score: Score,
     /// Weights of the chosen experts are divided by their sum.
     pub renormalise: bool,
+    /// Weights are multiplied by this at last.
+    pub scale: f32,
+    /// Only experts of the best groups may be chosen.
+    pub groups: Option<Groups>,
+    /// A bias is added to the logits.
+    pub bias: bool,
+    /// `e_score_correction_bias` is added to the scores for the choice, not for the weights.
+    pub correction: bool,
+}
+
+impl Router {
+    /// Scores as they are: no groups, no biases, weights neither renormalised nor scaled.
+    pub fn plain(score: Score) -> Router {
+        Router {
+            score,
+            renormalise: false,
+            scale: 1.0,
+            groups: None,
+            bias: false,
+            correction: false,
+        }
+    }
+}
+
+/// From router logits to scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Score {
+    /// Softmax over all experts.
+    Softmax,
+    /// The largest logits win; softmax over them alone.
+    SoftmaxOfChosen,
+    /// Sigmoid of each logit.
+    Sigmoid,
+}
+
+/// Experts in `count` groups of equal size, by ascending id; only `chosen` groups may win.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Groups {
+    /// Groups; a divisor of the experts.
+    pub count: usize,
+    /// Groups that stay, fewer than `count`.
+    pub chosen: usize,
+    /// What a group is worth.
+    pub by: GroupScore,
+}
+
+/// What a group of experts is worth, and what the scores of the other groups become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GroupScore {
+    /// Its largest score; other groups' scores become 0.0.
+    Max,
+    /// The sum of its two largest (corrected) scores; other groups' become minus infinity.
+    TopTwoSum,
+}
+
+/// A gated network beside the experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shared {
+    /// Inner width; of several shared experts together.
+    pub width: usize,
+    /// Its output is multiplied by `sigmoid(x . g)`, `g` being `Part::SharedRouter` (Qwen2-MoE).
+    pub gated: bool,
 }
 
 /// What enters a product: the stored weights and activations are converted to this type,

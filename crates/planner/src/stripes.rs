@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use model::{Attention, ComputeType, FeedForward, Grouped, LayerSpec, ModelSpec, Part};
+use model::{Attention, ComputeType, FeedForward, Latent, LayerSpec, ModelSpec, Part};
 use model::{Sharding, TensorSpec};
 
 use crate::PlanError;
@@ -36,7 +36,7 @@ pub enum Slice {
 /// The most stripes the model can be cut into: one query head, feed-forward column and vocabulary
 /// row for each at the least, and no more than 256.
 pub fn max_count(spec: &ModelSpec) -> usize {
-    let layers = spec.layers.iter().map(|layer| grouped(layer).heads.min(width(layer)));
+    let layers = spec.layers.iter().map(|layer| layer.attention.heads().min(narrowest(layer)));
     layers.fold(spec.vocab.min(LIMIT), usize::min)
 }
 
@@ -106,22 +106,30 @@ pub fn vocab(vocab: usize, stripes: usize, stripe: usize) -> Range<usize> {
 /// that the spec does not have, a stripe needs no rows.
 pub fn slice(tensor: &TensorSpec, spec: &ModelSpec, stripes: usize, stripe: usize) -> Slice {
     let dimension = |at: usize| tensor.shape.get(at).copied().unwrap_or(0);
-    let attention = tensor.layer.and_then(|layer| spec.layers.get(layer)).map(grouped);
-    let scaled =
-        |heads: Range<usize>, head_dim: usize| heads.start * head_dim..heads.end * head_dim;
-    let query = || {
+    let attention = tensor.layer.and_then(|layer| spec.layers.get(layer));
+    let attention = attention.map(|layer| &layer.attention);
+    // Rows or columns divide evenly among the heads.
+    let scaled = |run: Range<usize>, size: usize, heads: usize| {
+        let of_head = size.checked_div(heads).unwrap_or(0);
+        run.start * of_head..run.end * of_head
+    };
+    let query = |size: usize| {
         attention.map_or(0..0, |attention| {
-            scaled(query_heads(attention.heads, stripes, stripe), attention.head_dim)
+            let heads = attention.heads();
+            scaled(query_heads(heads, stripes, stripe), size, heads)
         })
     };
     match tensor.sharding {
         Sharding::Replicated => Slice::Whole,
-        Sharding::QueryHeads => Slice::Rows(query()),
-        Sharding::QueryHeadColumns => Slice::Columns(query()),
-        Sharding::KvHeads => Slice::Rows(attention.map_or(0..0, |attention| {
-            let heads = kv_heads(attention.heads, attention.kv_heads, stripes, stripe);
-            scaled(heads, attention.head_dim)
-        })),
+        Sharding::QueryHeads => Slice::Rows(query(dimension(0))),
+        Sharding::QueryHeadColumns => Slice::Columns(query(dimension(1))),
+        Sharding::KvHeads => Slice::Rows(match attention {
+            Some(Attention::Grouped(grouped)) => {
+                let run = kv_heads(grouped.heads, grouped.kv_heads, stripes, stripe);
+                scaled(run, dimension(0), grouped.kv_heads)
+            }
+            Some(Attention::Latent(_)) | None => 0..0,
+        }),
         Sharding::Width => Slice::Rows(columns(dimension(0), stripes, stripe)),
         Sharding::WidthColumns => Slice::Columns(columns(dimension(1), stripes, stripe)),
         Sharding::Vocab => Slice::Rows(vocab(dimension(0), stripes, stripe)),
@@ -131,14 +139,15 @@ pub fn slice(tensor: &TensorSpec, spec: &ModelSpec, stripes: usize, stripe: usiz
 /// Bytes that a rank with these stripes (ascending, each once) keeps of the weights: a shared KV
 /// head and every replicated tensor once per rank, a tied head once with the embedding.
 ///
-/// This is what the numbers themselves take. Packing pads: each packed matrix up to the next 16
+/// This is what the numbers themselves take in the compute type, whatever the checkpoint stores. Packing pads: each packed matrix up to the next 16
 /// outputs, so at most 15 rows more per matrix and stripe, and its rows up to the next 32 inputs.
 pub fn weight_bytes(spec: &ModelSpec, stripes: usize, held: &[usize], compute: ComputeType) -> u64 {
     Costs::new(spec, stripes, compute).weight_bytes(held)
 }
 
 /// Bytes of the KV cache of a rank with these stripes: `blocks` of `block_tokens` tokens, for each
-/// layer the keys and values of every KV head it holds, f32 for `F32` and bf16 otherwise.
+/// layer the keys and values of every KV head it holds, f32 for `F32` and bf16 otherwise. Of latent
+/// attention every rank keeps the one latent and its rotated key, and no values.
 pub fn kv_bytes(
     spec: &ModelSpec,
     stripes: usize,
@@ -183,14 +192,13 @@ impl Costs {
         // Models have runs of equal layers; one of each run tells the whole.
         for run in spec.layers.chunk_by(|a, b| a == b) {
             let count = run.len() as u64;
-            let attention = grouped(&run[0]);
-            let range = |stripe| kv_heads(attention.heads, attention.kv_heads, stripes, stripe);
+            let range = |stripe| cached_heads(&run[0].attention, stripes, stripe);
             let cache_element = if compute == ComputeType::F32 { 4 } else { 2 };
+            let columns = cached_columns(&run[0].attention) as u64;
             costs.kv.push(KvCost {
                 heads: (0..stripes).map(range).collect(),
                 weight_per_head: 0,
-                // Keys and values.
-                cache_per_head: count * 2 * attention.head_dim as u64 * cache_element,
+                cache_per_head: count.saturating_mul(columns).saturating_mul(cache_element),
             });
             for tensor in spec.layer_tensors(first) {
                 costs.add(&tensor, spec, compute, count);
@@ -206,18 +214,27 @@ impl Costs {
             [rows, columns] => (rows, Some(columns)),
             _ => (tensor.elements() as usize, None),
         };
+        let layer = tensor.layer.and_then(|layer| spec.layers.get(layer));
         let size = |rows: usize, columns: Option<usize>| {
-            slice_bytes(tensor.part, rows, columns, compute).saturating_mul(count)
+            let bytes = match layer.map(|layer| &layer.attention) {
+                Some(Attention::Latent(latent)) if tensor.part == Part::LatentUp => {
+                    latent_up_bytes(latent, rows, compute)
+                }
+                _ => slice_bytes(tensor.part, rows, columns, compute),
+            };
+            bytes.saturating_mul(count)
         };
         match tensor.sharding {
             Sharding::Replicated => {
                 self.replicated = self.replicated.saturating_add(size(rows, columns));
             }
             Sharding::KvHeads => {
-                let head_dim = tensor.layer.and_then(|layer| spec.layers.get(layer));
-                let head_dim = head_dim.map_or(0, |layer| grouped(layer).head_dim);
+                let kv_heads = match layer.map(|layer| &layer.attention) {
+                    Some(Attention::Grouped(grouped)) => grouped.kv_heads,
+                    _ => 0,
+                };
                 if let Some(kv) = self.kv.last_mut() {
-                    kv.weight_per_head += size(head_dim, columns);
+                    kv.weight_per_head += size(rows.checked_div(kv_heads).unwrap_or(0), columns);
                 }
             }
             _ => {
@@ -266,13 +283,14 @@ impl KvCost {
 }
 
 /// Bytes of a vector (`columns` is `None`) or of a matrix `[rows, columns]` that is packed by
-/// itself. Vectors stay f32; embedding, head and router have no 8-bit form.
+/// itself. Vectors stay f32; embedding, head and routers have no 8-bit form.
 fn slice_bytes(part: Part, rows: usize, columns: Option<usize>, compute: ComputeType) -> u64 {
     let rows = rows as u64;
     let Some(columns) = columns else {
         return 4 * rows;
     };
-    let wide = matches!(part, Part::Embedding | Part::Head | Part::Router);
+    let router = matches!(part, Part::Router | Part::SharedRouter);
+    let wide = router || matches!(part, Part::Embedding | Part::Head);
     let row = match compute {
         ComputeType::F32 => 4 * columns,
         ComputeType::Bf16 => 2 * columns,
@@ -283,9 +301,29 @@ fn slice_bytes(part: Part, rows: usize, columns: Option<usize>, compute: Compute
     rows.saturating_mul(row as u64)
 }
 
-pub(crate) fn grouped(layer: &LayerSpec) -> &Grouped {
-    let Attention::Grouped(grouped) = &layer.attention;
-    grouped
+/// Bytes of whole heads' rows of [`Part::LatentUp`]. A head's first rows are packed transposed,
+/// since they multiply queries rather than latents.
+fn latent_up_bytes(latent: &Latent, rows: usize, compute: ComputeType) -> u64 {
+    let heads = rows.checked_div(latent.nope_dim + latent.value_dim).unwrap_or(0) as u64;
+    let bytes = |rows, columns| slice_bytes(Part::LatentUp, rows, Some(columns), compute);
+    let head = bytes(latent.kv_rank, latent.nope_dim) + bytes(latent.value_dim, latent.kv_rank);
+    heads.saturating_mul(head)
+}
+
+/// KV heads that a stripe reads from the cache; the latent is one that all share.
+pub(crate) fn cached_heads(attention: &Attention, stripes: usize, stripe: usize) -> Range<usize> {
+    match attention {
+        Attention::Grouped(grouped) => kv_heads(grouped.heads, grouped.kv_heads, stripes, stripe),
+        Attention::Latent(latent) => kv_heads(latent.heads, 1, stripes, stripe),
+    }
+}
+
+/// Cached numbers per token and KV head: keys and values, or latent and rotated key.
+fn cached_columns(attention: &Attention) -> usize {
+    match attention {
+        Attention::Grouped(grouped) => 2 * grouped.head_dim,
+        Attention::Latent(latent) => latent.kv_rank + latent.rope_dim,
+    }
 }
 
 /// Inner width of the feed-forward network, or of one expert.
@@ -293,5 +331,15 @@ pub(crate) fn width(layer: &LayerSpec) -> usize {
     match &layer.feed_forward {
         FeedForward::Dense(dense) => dense.width,
         FeedForward::Experts(experts) => experts.width,
+    }
+}
+
+/// The smallest inner width in a layer.
+fn narrowest(layer: &LayerSpec) -> usize {
+    match &layer.feed_forward {
+        FeedForward::Dense(dense) => dense.width,
+        FeedForward::Experts(experts) => {
+            experts.shared.map_or(experts.width, |shared| shared.width.min(experts.width))
+        }
     }
 }

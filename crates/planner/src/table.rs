@@ -58,11 +58,10 @@ impl ShardPlan {
         match spec.layers.first() {
             None => row.extend(["-", "-", "-"].map(str::to_owned)),
             Some(layer) => {
-                let attention = stripes::grouped(layer);
-                let (heads, kv_heads) = (attention.heads, attention.kv_heads);
+                let heads = layer.attention.heads();
                 let width = stripes::width(layer);
                 row.push(of(&|stripe| stripes::query_heads(heads, count, stripe)));
-                row.push(of(&|stripe| stripes::kv_heads(heads, kv_heads, count, stripe)));
+                row.push(of(&|stripe| stripes::cached_heads(&layer.attention, count, stripe)));
                 row.push(of(&|stripe| stripes::columns(width, count, stripe)));
             }
         }

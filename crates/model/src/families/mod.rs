@@ -4,12 +4,16 @@
 mod llama;
 mod mistral;
 mod mixtral;
+mod names;
+mod rope;
 
 use serde_json::{Map, Value, json};
 
 use crate::config::{ConfigError, Fields, Given};
-use crate::spec::{Attention, Family, Grouped, LayerSpec, ModelSpec, Rope, RopeScaling};
-use crate::tensors::Part;
+use crate::spec::{
+    Activation, Dense, Family, FeedForward, Format, Grouped, LayerSpec, ModelSpec, Pairs, Rope,
+};
+use rope::{RopeDefaults, Turns};
 
 /// Caps on single fields; products are capped once the spec stands.
 pub(crate) mod limits {
@@ -29,18 +33,38 @@ impl Family {
     /// Its name, as `model_type` gives it.
     pub fn name(self) -> &'static str {
         match self {
+            Family::DeepseekV2 => "deepseek_v2",
+            Family::DeepseekV3 => "deepseek_v3",
+            Family::Gemma2 => "gemma2",
+            Family::Gemma3Text => "gemma3_text",
+            Family::GptOss => "gpt_oss",
             Family::Llama => "llama",
             Family::Mistral => "mistral",
             Family::Mixtral => "mixtral",
+            Family::Phi3 => "phi3",
+            Family::Qwen2 => "qwen2",
+            Family::Qwen2Moe => "qwen2_moe",
+            Family::Qwen3 => "qwen3",
+            Family::Qwen3Moe => "qwen3_moe",
         }
     }
 
     /// Its class, as `architectures` gives it.
     pub fn architecture(self) -> &'static str {
         match self {
+            Family::DeepseekV2 => "DeepseekV2ForCausalLM",
+            Family::DeepseekV3 => "DeepseekV3ForCausalLM",
+            Family::Gemma2 => "Gemma2ForCausalLM",
+            Family::Gemma3Text => "Gemma3ForCausalLM",
+            Family::GptOss => "GptOssForCausalLM",
             Family::Llama => "LlamaForCausalLM",
             Family::Mistral => "MistralForCausalLM",
             Family::Mixtral => "MixtralForCausalLM",
+            Family::Phi3 => "Phi3ForCausalLM",
+            Family::Qwen2 => "Qwen2ForCausalLM",
+            Family::Qwen2Moe => "Qwen2MoeForCausalLM",
+            Family::Qwen3 => "Qwen3ForCausalLM",
+            Family::Qwen3Moe => "Qwen3MoeForCausalLM",
         }
     }
 
@@ -53,36 +77,6 @@ impl Family {
     pub fn from_model_type(name: &str) -> Option<Family> {
         Self::ALL.into_iter().find(|family| family.name() == name)
     }
-
-    /// What a tensor is called in this family's checkpoints. The layer counts for parts of a
-    /// layer only.
-    pub fn tensor_name(self, layer: usize, part: Part) -> String {
-        let part = match part {
-            Part::Embedding => return "model.embed_tokens.weight".to_owned(),
-            Part::FinalNorm => return "model.norm.weight".to_owned(),
-            Part::Head => return "lm_head.weight".to_owned(),
-            Part::AttentionNorm => "input_layernorm.weight",
-            Part::Query => "self_attn.q_proj.weight",
-            Part::QueryBias => "self_attn.q_proj.bias",
-            Part::Key => "self_attn.k_proj.weight",
-            Part::KeyBias => "self_attn.k_proj.bias",
-            Part::Value => "self_attn.v_proj.weight",
-            Part::ValueBias => "self_attn.v_proj.bias",
-            Part::Output => "self_attn.o_proj.weight",
-            Part::OutputBias => "self_attn.o_proj.bias",
-            Part::FeedForwardNorm => "post_attention_layernorm.weight",
-            Part::Gate => "mlp.gate_proj.weight",
-            Part::GateBias => "mlp.gate_proj.bias",
-            Part::Up => "mlp.up_proj.weight",
-            Part::UpBias => "mlp.up_proj.bias",
-            Part::Down => "mlp.down_proj.weight",
-            Part::DownBias => "mlp.down_proj.bias",
-            Part::Router | Part::ExpertGate(_) | Part::ExpertUp(_) | Part::ExpertDown(_) => {
-                return format!("model.layers.{layer}.{}", mixtral::expert_tensor(part));
-            }
-        };
-        format!("model.layers.{layer}.{part}")
-    }
 }
 
 /// Reads the family's fields into a spec.
@@ -91,6 +85,7 @@ pub(crate) fn spec(family: Family, fields: &mut Fields<'_>) -> Result<ModelSpec,
         Family::Llama => llama::spec(fields),
         Family::Mistral => mistral::spec(fields),
         Family::Mixtral => mixtral::spec(fields),
+        _ => Err(fields.missing("architectures")),
     }
 }
 
@@ -100,6 +95,7 @@ pub(crate) fn without_effect(family: Family) -> &'static [&'static [&'static str
         Family::Llama => &[COMMON_WITHOUT_EFFECT, llama::WITHOUT_EFFECT],
         Family::Mistral => &[COMMON_WITHOUT_EFFECT],
         Family::Mixtral => &[COMMON_WITHOUT_EFFECT, mixtral::WITHOUT_EFFECT],
+        _ => &[COMMON_WITHOUT_EFFECT],
     }
 }
 
@@ -134,12 +130,8 @@ const COMMON_WITHOUT_EFFECT: &[&str] = &[
 ];
 
 /// Switches of the config base class of which only the "off" value is implemented.
-fn only_causal(fields: &mut Fields<'_>) -> Result<(), ConfigError> {
-    if let Given::Value(_) = fields.object("quantization_config")? {
-        let what = Value::Object(Map::new());
-        return Err(fields.unsupported("quantization_config", &what, "no quantisation".to_owned()));
-    }
-    fields.only("hidden_act", &json!("silu"))?;
+fn only_causal(fields: &mut Fields<'_>, activation: &str) -> Result<(), ConfigError> {
+    fields.only("hidden_act", &json!(activation))?;
     // Above 1, Llama's projections are summed in slices, which rounds differently.
     fields.only("pretraining_tp", &json!(1))?;
     fields.only("add_cross_attention", &json!(false))?;
@@ -149,30 +141,65 @@ fn only_causal(fields: &mut Fields<'_>) -> Result<(), ConfigError> {
     fields.only("pruned_heads", &json!({}))
 }
 
-/// What the config class of a family assumes where a field is absent.
+/// What the config class of a family assumes where a field is absent, and what it understands.
 pub(crate) struct Defaults {
     pub(crate) kv_heads: Option<usize>,
+    /// `None`: hidden / heads.
+    pub(crate) head_dim: Option<usize>,
     pub(crate) norm_eps: f64,
     pub(crate) theta: f64,
+    pub(crate) tied: bool,
+    pub(crate) bos: Option<u32>,
+    pub(crate) eos: Option<u32>,
+    /// The one activation's published name.
+    pub(crate) activation: &'static str,
+    /// Checkpoints may come in this format, too.
+    pub(crate) quantised: Option<Format>,
+    /// The class implements the rope type `yarn`.
+    pub(crate) yarn: bool,
+}
+
+impl Defaults {
+    /// Those that most families share.
+    pub(crate) const USUAL: Defaults = Defaults {
+        kv_heads: None,
+        head_dim: None,
+        norm_eps: 1e-6,
+        theta: 10_000.0,
+        tied: false,
+        bos: None,
+        eos: None,
+        activation: "silu",
+        quantised: None,
+        yarn: false,
+    };
+    /// Those of the oldest families, whose config classes name the tokens 1 and 2.
+    pub(crate) const LLAMA: Defaults = Defaults { bos: Some(1), eos: Some(2), ..Self::USUAL };
+
+    pub(crate) fn rope(&self, context: usize) -> RopeDefaults {
+        RopeDefaults { theta: self.theta, context, yarn: self.yarn }
+    }
 }
 
 /// The fields that all families share, before the family adds layers.
 pub(crate) struct Base {
     /// A spec without layers.
     pub(crate) spec: ModelSpec,
-    /// Attention without biases and window.
-    pub(crate) attention: Grouped,
     pub(crate) layers: usize,
     /// `intermediate_size`.
     pub(crate) width: usize,
 }
 
 impl Base {
-    /// `layers` times the same layer.
-    pub(crate) fn with_layers(mut self, feed_forward: crate::FeedForward) -> ModelSpec {
-        let layer = LayerSpec { attention: Attention::Grouped(self.attention), feed_forward };
-        self.spec.layers = vec![layer; self.layers];
+    /// As many layers, made by number.
+    pub(crate) fn with_layers(mut self, layer: impl Fn(usize) -> LayerSpec) -> ModelSpec {
+        self.spec.layers = (0..self.layers).map(layer).collect();
         self.spec
+    }
+
+    /// A dense network of `intermediate_size`.
+    pub(crate) fn dense(&self, bias: bool, activation: Activation) -> FeedForward {
+        FeedForward::Dense(Dense { width: self.width, bias, activation })
     }
 }
 
@@ -182,7 +209,8 @@ pub(crate) fn base(
     fields: &mut Fields<'_>,
     defaults: &Defaults,
 ) -> Result<Base, ConfigError> {
-    only_causal(fields)?;
+    let format = format(fields, defaults.quantised)?;
+    only_causal(fields, defaults.activation)?;
     let hidden = fields.count("hidden_size", limits::WIDTH)?;
     let width = fields.count("intermediate_size", limits::WIDTH)?;
     let layers = fields.count("num_hidden_layers", limits::LAYERS)?;
@@ -195,29 +223,81 @@ pub(crate) fn base(
         })?
         .value()
         .unwrap_or(defaults.norm_eps) as f32;
-    let tied = fields.flag("tie_word_embeddings")?;
-    let attention = attention(fields, hidden, defaults)?;
-    // The config classes of all families default to ids 1 and 2; explicit null means none.
-    let small = |id: u32| Some(vec![id]).filter(|_| (id as usize) < vocab);
-    let bos = fields.tokens("bos_token_id", vocab)?.or_absent(small(1));
-    let eos = fields.tokens("eos_token_id", vocab)?.or_absent(small(2)).unwrap_or_default();
-    let bos = bos.and_then(|ids| ids.first().copied());
-    let spec =
-        ModelSpec { family, hidden, vocab, context, norm_eps, tied, layers: vec![], bos, eos };
-    Ok(Base { spec, attention, layers, width })
+    let tied = fields.truth("tie_word_embeddings")?.value().unwrap_or(defaults.tied);
+    // Explicit null means none.
+    let small = |id: Option<u32>| id.filter(|&id| (id as usize) < vocab).map(|id| vec![id]);
+    let bos = fields.tokens("bos_token_id", vocab)?.or_absent(small(defaults.bos));
+    let eos = fields.tokens("eos_token_id", vocab)?.or_absent(small(defaults.eos));
+    let spec = ModelSpec {
+        family,
+        format,
+        hidden,
+        vocab,
+        context,
+        norm_eps,
+        norm_plus_one: false,
+        embedding_scale: None,
+        logit_softcap: None,
+        tied,
+        layers: vec![],
+        bos: bos.and_then(|ids| ids.first().copied()),
+        eos: eos.unwrap_or_default(),
+        ignored_prefixes: vec![],
+    };
+    Ok(Base { spec, layers, width })
 }
 
-fn attention(
+/// What the checkpoint is stored in, by `quantization_config`.
+fn format(fields: &mut Fields<'_>, understood: Option<Format>) -> Result<Format, ConfigError> {
+    let Given::Value(map) = fields.object("quantization_config")? else {
+        return Ok(Format::Plain);
+    };
+    let mut inner = Fields::new(fields.family(), "quantization_config.", map);
+    let method = match understood {
+        None | Some(Format::Plain) => {
+            let what = Value::Object(Map::new());
+            let understood = "no quantisation".to_owned();
+            return Err(fields.unsupported("quantization_config", &what, understood));
+        }
+        Some(Format::Fp8Blocks) => {
+            inner.required("fmt", &json!("e4m3"))?;
+            inner.required("weight_block_size", &json!([128, 128]))?;
+            // How activations would be quantised before products; here they never are.
+            inner.only("activation_scheme", &json!("dynamic"))?;
+            inner.only("scale_fmt", &json!("ue8m0"))?;
+            "fp8"
+        }
+        Some(Format::Mxfp4) => "mxfp4",
+    };
+    inner.required("quant_method", &json!(method))?;
+    // Whatever stands in another type is taken as it is.
+    inner.finish(&[&["modules_to_not_convert"]])?;
+    Ok(understood.unwrap_or(Format::Plain))
+}
+
+fn not_divisible(field: &str, value: usize, by: &str, divisor: usize) -> ConfigError {
+    ConfigError::NotDivisible { field: field.to_owned(), value, by: by.to_owned(), divisor }
+}
+
+/// Grouped attention without biases, norms, sinks and window.
+pub(crate) fn grouped(
     fields: &mut Fields<'_>,
-    hidden: usize,
+    spec: &ModelSpec,
     defaults: &Defaults,
 ) -> Result<Grouped, ConfigError> {
-    let not_divisible = |field: &str, value, by: &str, divisor| ConfigError::NotDivisible {
-        field: field.to_owned(),
-        value,
-        by: by.to_owned(),
-        divisor,
-    };
+    fields.only("partial_rotary_factor", &json!(1.0))?;
+    let turns = rope::rope(fields, defaults.rope(spec.context))?;
+    grouped_with(fields, spec, defaults, turns)
+}
+
+/// The same where the caller has read the rope.
+pub(crate) fn grouped_with(
+    fields: &mut Fields<'_>,
+    spec: &ModelSpec,
+    defaults: &Defaults,
+    turns: Turns,
+) -> Result<Grouped, ConfigError> {
+    let hidden = spec.hidden;
     let heads = fields.count("num_attention_heads", limits::HEADS)?;
     let kv_heads = fields
         .count_given("num_key_value_heads", 1..=limits::HEADS)?
@@ -228,120 +308,40 @@ fn attention(
         return Err(not_divisible(field, heads, by, kv_heads));
     }
     let head_dim = fields.count_given("head_dim", 1..=limits::HEAD_DIM)?.value();
+    let head_dim = head_dim.or(defaults.head_dim);
     if head_dim.is_none() && !hidden.is_multiple_of(heads) {
         return Err(not_divisible("hidden_size", hidden, "num_attention_heads", heads));
     }
     let head_dim = head_dim.unwrap_or(hidden / heads);
     if head_dim % 2 != 0 {
-        // Rotary embedding turns pairs.
-        return Err(not_divisible("head_dim", head_dim, "pairs of the rotary embedding", 2));
+        return Err(not_divisible("head_dim", head_dim, PAIRS, 2));
     }
-    if heads * head_dim > limits::WIDTH {
-        return Err(ConfigError::TooBig {
-            what: "query channels per layer",
-            count: heads as u128 * head_dim as u128,
-            limit: limits::WIDTH as u128,
-        });
-    }
-    let rope = rope(fields, defaults.theta)?;
-    let (qkv_bias, out_bias, window) = (false, false, None);
-    Ok(Grouped { heads, kv_heads, head_dim, qkv_bias, out_bias, window, rope })
-}
-
-/// Rope from either style: `rope_theta` with `rope_scaling`, or `rope_parameters` holding both.
-fn rope(fields: &mut Fields<'_>, default_theta: f64) -> Result<Rope, ConfigError> {
-    fields.only("partial_rotary_factor", &json!(1.0))?;
-    let mut theta = theta_of(fields)?.map(|theta| ("rope_theta", theta));
-    let mut scaling: Option<(&str, RopeScaling)> = None;
-    for (name, prefix) in
-        [("rope_scaling", "rope_scaling."), ("rope_parameters", "rope_parameters.")]
-    {
-        let Some(map) = fields.object(name)?.value() else {
-            continue;
-        };
-        let (inner_theta, inner) = rope_object(fields.family(), prefix, map)?;
-        if let Some(inner_theta) = inner_theta {
-            agree(&mut theta, name, inner_theta)?;
-        }
-        agree(&mut scaling, name, inner)?;
-    }
-    Ok(Rope {
-        theta: theta.map_or(default_theta, |(_, theta)| theta),
-        scaling: scaling.map_or(RopeScaling::None, |(_, scaling)| scaling),
+    channels(heads, head_dim)?;
+    let Turns { theta, scaling, .. } = turns;
+    Ok(Grouped {
+        heads,
+        kv_heads,
+        head_dim,
+        qkv_bias: false,
+        out_bias: false,
+        qk_norm: false,
+        sinks: false,
+        softcap: None,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        window: None,
+        rope: Rope { theta, dims: head_dim, pairs: Pairs::Halves, scaling },
     })
 }
 
-/// Keeps the value that two places give, if it is the same.
-fn agree<T: PartialEq>(
-    known: &mut Option<(&'static str, T)>,
-    name: &'static str,
-    value: T,
-) -> Result<(), ConfigError> {
-    match known {
-        Some((other, before)) if *before != value => {
-            Err(ConfigError::Conflict { field: name.to_owned(), other: (*other).to_owned() })
-        }
-        _ => {
-            *known = Some((name, value));
-            Ok(())
-        }
+/// Why a rotated width must be even.
+const PAIRS: &str = "pairs of the rotary embedding";
+
+/// Refuses more channels than any model has.
+fn channels(heads: usize, head_dim: usize) -> Result<(), ConfigError> {
+    let count = heads as u128 * head_dim as u128;
+    let limit = limits::WIDTH as u128;
+    match count > limit {
+        true => Err(ConfigError::TooBig { what: "query channels per layer", count, limit }),
+        false => Ok(()),
     }
-}
-
-fn theta_of(fields: &mut Fields<'_>) -> Result<Option<f64>, ConfigError> {
-    Ok(fields.number_given("rope_theta", "a number of at least 1", |theta| theta >= 1.0)?.value())
-}
-
-/// Theta, where the object holds it, and the scaling.
-fn rope_object(
-    family: &'static str,
-    prefix: &'static str,
-    map: &Map<String, Value>,
-) -> Result<(Option<f64>, RopeScaling), ConfigError> {
-    let mut fields = Fields::new(family, prefix, map);
-    let theta = theta_of(&mut fields)?;
-    fields.only("partial_rotary_factor", &json!(1.0))?;
-    // Older configs say `type`; some carry both.
-    let kind = match (fields.text("rope_type")?, fields.text("type")?) {
-        (Given::Value(kind), Given::Value(old)) if kind != old => {
-            return Err(ConfigError::Conflict {
-                field: fields.path("rope_type"),
-                other: fields.path("type"),
-            });
-        }
-        (Given::Value(kind), _) | (_, Given::Value(kind)) => kind,
-        // Only theta in it: an object of the newer style without a type means no scaling.
-        _ if theta.is_some() && map.len() == 1 => "default",
-        _ => return Err(ConfigError::Missing { field: fields.path("rope_type") }),
-    };
-    let at_least_one = |factor: f64| factor >= 1.0;
-    let scaling = match kind {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear {
-            factor: fields.number("factor", "a number of at least 1", at_least_one)?,
-        },
-        "llama3" => llama3(&mut fields)?,
-        other => {
-            let understood = "default, linear or llama3".to_owned();
-            return Err(fields.unsupported("rope_type", &Value::from(other), understood));
-        }
-    };
-    fields.finish(&[])?;
-    Ok((theta, scaling))
-}
-
-fn llama3(fields: &mut Fields<'_>) -> Result<RopeScaling, ConfigError> {
-    let positive = |value: f64| value > 0.0;
-    let factor = fields.number("factor", "a number of at least 1", |factor| factor >= 1.0)?;
-    let low = fields.number("low_freq_factor", "a positive number", positive)?;
-    // The ramp divides by the difference of the two.
-    let high = fields.number("high_freq_factor", "more than low_freq_factor", |high| high > low)?;
-    let original_context =
-        fields.number("original_max_position_embeddings", "a positive number", positive)?;
-    Ok(RopeScaling::Llama3 {
-        factor,
-        low_freq_factor: low,
-        high_freq_factor: high,
-        original_context,
-    })
 }
