@@ -176,6 +176,11 @@ impl<'a> Fields<'a> {
         format!("{}{}", self.prefix, quote(field))
     }
 
+    /// Whether the field says something.
+    pub(crate) fn stands(&self, field: &str) -> bool {
+        self.map.get(field).is_some_and(|value| !value.is_null())
+    }
+
     fn get(&mut self, field: &'static str) -> Given<&'a Value> {
         self.read.insert(field);
         match self.map.get(field) {
@@ -451,7 +456,7 @@ impl ModelSpec {
         // Both were read to find the family.
         fields.read.extend(["architectures", "model_type"]);
         let spec = families::spec(family, &mut fields)?;
-        fields.finish(families::without_effect(family))?;
+        fields.finish(&families::without_effect(family))?;
         check_size(&spec)?;
         Ok(spec)
     }

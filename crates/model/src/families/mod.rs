@@ -1,10 +1,15 @@
 //! The architecture families: how each one's config maps to the spec and what its tensors are
 //! called. The parts that families share stand here.
 
+mod deepseek;
+mod gemma;
+mod gpt_oss;
 mod llama;
 mod mistral;
 mod mixtral;
 mod names;
+mod phi3;
+mod qwen;
 mod rope;
 
 use serde_json::{Map, Value, json};
@@ -28,7 +33,21 @@ pub(crate) mod limits {
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 3] = [Family::Llama, Family::Mistral, Family::Mixtral];
+    pub const ALL: [Family; 13] = [
+        Family::DeepseekV2,
+        Family::DeepseekV3,
+        Family::Gemma2,
+        Family::Gemma3Text,
+        Family::GptOss,
+        Family::Llama,
+        Family::Mistral,
+        Family::Mixtral,
+        Family::Phi3,
+        Family::Qwen2,
+        Family::Qwen2Moe,
+        Family::Qwen3,
+        Family::Qwen3Moe,
+    ];
 
     /// Its name, as `model_type` gives it.
     pub fn name(self) -> &'static str {
@@ -82,21 +101,32 @@ impl Family {
 /// Reads the family's fields into a spec.
 pub(crate) fn spec(family: Family, fields: &mut Fields<'_>) -> Result<ModelSpec, ConfigError> {
     match family {
+        Family::DeepseekV2 | Family::DeepseekV3 => deepseek::spec(family, fields),
+        Family::Gemma2 => gemma::gemma2(fields),
+        Family::Gemma3Text => gemma::gemma3(fields),
+        Family::GptOss => gpt_oss::spec(fields),
         Family::Llama => llama::spec(fields),
         Family::Mistral => mistral::spec(fields),
         Family::Mixtral => mixtral::spec(fields),
-        _ => Err(fields.missing("architectures")),
+        Family::Phi3 => phi3::spec(fields),
+        Family::Qwen2 | Family::Qwen3 => qwen::dense(family, fields),
+        Family::Qwen2Moe | Family::Qwen3Moe => qwen::experts(family, fields),
     }
 }
 
 /// The fields of the family that do not change an inference result.
-pub(crate) fn without_effect(family: Family) -> &'static [&'static [&'static str]] {
-    match family {
-        Family::Llama => &[COMMON_WITHOUT_EFFECT, llama::WITHOUT_EFFECT],
-        Family::Mistral => &[COMMON_WITHOUT_EFFECT],
-        Family::Mixtral => &[COMMON_WITHOUT_EFFECT, mixtral::WITHOUT_EFFECT],
-        _ => &[COMMON_WITHOUT_EFFECT],
-    }
+pub(crate) fn without_effect(family: Family) -> [&'static [&'static str]; 2] {
+    let own = match family {
+        Family::DeepseekV2 | Family::DeepseekV3 => deepseek::WITHOUT_EFFECT,
+        Family::Gemma2 | Family::Gemma3Text => gemma::WITHOUT_EFFECT,
+        Family::GptOss => gpt_oss::WITHOUT_EFFECT,
+        Family::Llama => llama::WITHOUT_EFFECT,
+        Family::Mixtral => mixtral::WITHOUT_EFFECT,
+        Family::Phi3 => phi3::WITHOUT_EFFECT,
+        Family::Qwen2Moe | Family::Qwen3Moe => qwen::MOE_WITHOUT_EFFECT,
+        Family::Mistral | Family::Qwen2 | Family::Qwen3 => &[],
+    };
+    [COMMON_WITHOUT_EFFECT, own]
 }
 
 /// Training, bookkeeping, library switches and sampling defaults (requests bring their own) that
@@ -273,6 +303,32 @@ fn format(fields: &mut Fields<'_>, understood: Option<Format>) -> Result<Format,
     // Whatever stands in another type is taken as it is.
     inner.finish(&[&["modules_to_not_convert"]])?;
     Ok(understood.unwrap_or(Format::Plain))
+}
+
+/// By layer, whether it has a window, where `layer_types` says so.
+fn sliding_layers(
+    fields: &mut Fields<'_>,
+    layers: usize,
+) -> Result<Option<Vec<bool>>, ConfigError> {
+    let Some(types) = fields.texts("layer_types")?.value() else {
+        return Ok(None);
+    };
+    if types.len() != layers {
+        return Err(ConfigError::OutOfRange {
+            field: fields.path("layer_types"),
+            value: format!("a list of {}", types.len()),
+            allowed: format!("one for each of {layers} layers"),
+        });
+    }
+    let sliding = |name: &&str| match *name {
+        "sliding_attention" => Ok(true),
+        "full_attention" => Ok(false),
+        other => {
+            let understood = "sliding_attention or full_attention".to_owned();
+            Err(fields.unsupported("layer_types", &Value::from(other), understood))
+        }
+    };
+    types.iter().map(sliding).collect::<Result<_, _>>().map(Some)
 }
 
 fn not_divisible(field: &str, value: usize, by: &str, divisor: usize) -> ConfigError {
