@@ -3,12 +3,19 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop at once")]
 
 use model::{
-    Attention, Dense, Experts, Family, FeedForward, Grouped, ModelSpec, Part, Rope, RopeScaling,
+    Activation, Attention, Dense, Experts, Family, FeedForward, Format, Grouped, ModelSpec, Pairs,
+    Part, Rope, RopeScaling, Router, Score,
 };
 
 fn grouped(spec: &ModelSpec) -> &Grouped {
-    let Attention::Grouped(grouped) = &spec.layers[0].attention;
-    grouped
+    match &spec.layers[0].attention {
+        Attention::Grouped(grouped) => grouped,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn rope(theta: f64, dims: usize, scaling: RopeScaling) -> Rope {
+    Rope { theta, dims, pairs: Pairs::Halves, scaling }
 }
 
 #[test]
@@ -20,6 +27,7 @@ fn llama3() {
     );
     assert_eq!((spec.norm_eps, spec.tied, spec.bos), (1e-5, false, Some(0)));
     assert_eq!((spec.layers.len(), &spec.eos[..]), (3, &[1][..]));
+    assert_eq!((spec.format, &spec.ignored_prefixes[..]), (Format::Plain, &[][..]));
     let scaling = RopeScaling::Llama3 {
         factor: 8.0,
         low_freq_factor: 1.0,
@@ -32,12 +40,16 @@ fn llama3() {
         head_dim: 16,
         qkv_bias: false,
         out_bias: false,
+        qk_norm: false,
+        sinks: false,
+        softcap: None,
+        scale: 0.25,
         window: None,
-        rope: Rope { theta: 500_000.0, scaling },
+        rope: rope(500_000.0, 16, scaling),
     };
     assert_eq!(*grouped(&spec), expected);
     assert!(spec.layers.iter().all(|layer| *layer == spec.layers[0]));
-    let dense = FeedForward::Dense(Dense { width: 256, bias: false });
+    let dense = FeedForward::Dense(Dense { width: 256, bias: false, activation: Activation::Silu });
     assert_eq!(spec.layers[0].feed_forward, dense);
 }
 
@@ -45,7 +57,7 @@ fn llama3() {
 fn llama_tied_in_the_newer_style() {
     let spec = ModelSpec::from_config(include_str!("fixtures/llama-tied-f32.json")).unwrap();
     assert!(spec.tied);
-    assert_eq!(grouped(&spec).rope, Rope { theta: 10_000.0, scaling: RopeScaling::None });
+    assert_eq!(grouped(&spec).rope, rope(10_000.0, 16, RopeScaling::None));
     assert_eq!(spec.tensor(None, Part::Head), None);
     assert!(spec.tensors().iter().all(|tensor| tensor.part != Part::Head));
 }
@@ -72,6 +84,14 @@ fn mixtral() {
     assert_eq!((spec.family, grouped(&spec).window), (Family::Mixtral, None));
     // `head_dim` is null: 128 / 8.
     assert_eq!((grouped(&spec).head_dim, grouped(&spec).rope.theta), (16, 1_000_000.0));
-    let experts = Experts { count: 8, chosen: 2, width: 96, renormalise: true };
+    let experts = Experts {
+        count: 8,
+        chosen: 2,
+        width: 96,
+        bias: false,
+        activation: Activation::Silu,
+        router: Router { renormalise: true, ..Router::plain(Score::Softmax) },
+        shared: None,
+    };
     assert_eq!(spec.layers[0].feed_forward, FeedForward::Experts(experts));
 }

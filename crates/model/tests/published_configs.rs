@@ -5,8 +5,10 @@
 use model::{Attention, FeedForward, Grouped, ModelSpec, Part, RopeScaling, Sharding};
 
 fn grouped(spec: &ModelSpec) -> &Grouped {
-    let Attention::Grouped(grouped) = &spec.layers[0].attention;
-    grouped
+    match &spec.layers[0].attention {
+        Attention::Grouped(grouped) => grouped,
+        other => panic!("{other:?}"),
+    }
 }
 
 const LLAMA_2_7B: &str = r#"{
