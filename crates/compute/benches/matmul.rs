@@ -60,13 +60,7 @@ fn matrices(device: &CpuDevice, precision: Precision, count: usize) -> Vec<CpuMa
             ((value.to_bits() >> 16) as u16).to_le_bytes()
         })
         .collect();
-    let source = WeightSource {
-        bytes: &bytes,
-        stored: StoredType::Bf16,
-        stored_columns: SIZE,
-        rows: 0..SIZE,
-        columns: 0..SIZE,
-    };
+    let source = WeightSource::plain(&bytes, StoredType::Bf16, SIZE, 0..SIZE, 0..SIZE);
     (0..count).map(|_| device.pack(&source, precision).unwrap()).collect()
 }
 

@@ -3,14 +3,15 @@
 
 mod support;
 
-use compute::{AttendSpan, CacheShape, CpuDevice, Device, HeadMap, Precision};
+use compute::{AttendSpan, CacheShape, CacheValue, CpuDevice, Device, HeadMap, Precision};
 use support::*;
 
 const BLOCK: usize = 4;
 
-/// A made-up call: `[T, (heads + 2 * kv_heads) * dim]` of queries, keys, values.
+/// A made-up call: `[T, ...]` of queries, keys, values where they are no prefixes.
 struct Setup {
     dim: usize,
+    value: CacheValue,
     kv_heads: usize,
     map: HeadMap,
     precision: Precision,
@@ -20,28 +21,69 @@ struct Setup {
 
 impl Setup {
     fn new(dim: usize, kv_of_query: &[usize], window: Option<usize>, lengths: &[usize]) -> Setup {
+        Setup::of(dim, CacheValue::Own(dim), kv_of_query, window, lengths)
+    }
+
+    fn of(
+        dim: usize,
+        value: CacheValue,
+        kv_of_query: &[usize],
+        window: Option<usize>,
+        lengths: &[usize],
+    ) -> Setup {
         let kv_heads = kv_of_query.iter().max().unwrap() + 1;
-        let map = HeadMap { kv_of_query: kv_of_query.to_vec(), window, scale: 0.37 };
+        let map = HeadMap {
+            kv_of_query: kv_of_query.to_vec(),
+            window,
+            scale: 0.37,
+            softcap: None,
+            sinks: vec![],
+        };
         let mut numbers = Numbers((dim * 100 + lengths.len()) as u64);
-        let mut setup =
-            Setup { dim, kv_heads, map, precision: Precision::F32, sequences: Vec::new() };
+        let (precision, sequences) = (Precision::F32, Vec::new());
+        let mut setup = Setup { dim, value, kv_heads, map, precision, sequences };
         let width = setup.width();
         setup.sequences = lengths.iter().map(|len| numbers.take(len * width)).collect();
         setup
+    }
+
+    /// Caps scores and adds sinks around their size.
+    fn with_cap_and_sinks(mut self, cap: Option<f32>, sinks: bool) -> Setup {
+        self.map.softcap = cap;
+        if sinks {
+            self.map.sinks = Numbers(4).take(self.heads());
+        }
+        self
     }
 
     fn heads(&self) -> usize {
         self.map.kv_of_query.len()
     }
 
+    fn value_dim(&self) -> usize {
+        match self.value {
+            CacheValue::Own(dim) | CacheValue::PrefixOfKey(dim) => dim,
+        }
+    }
+
     fn width(&self) -> usize {
-        (self.heads() + 2 * self.kv_heads) * self.dim
+        let values = match self.value {
+            CacheValue::Own(dim) => dim,
+            CacheValue::PrefixOfKey(_) => 0,
+        };
+        (self.heads() + self.kv_heads) * self.dim + self.kv_heads * values
     }
 
     /// Head `h` of the queries (0), keys (1) or values (2) of a row.
     fn part(&self, sequence: usize, row: usize, kind: usize, h: usize) -> &[f32] {
-        let first = [0, self.heads(), self.heads() + self.kv_heads][kind];
-        &self.sequences[sequence][row * self.width() + (first + h) * self.dim..][..self.dim]
+        let row = &self.sequences[sequence][row * self.width()..][..self.width()];
+        let keys = self.heads() * self.dim;
+        match (kind, self.value) {
+            (0, _) => &row[h * self.dim..][..self.dim],
+            (1, _) => &row[keys + h * self.dim..][..self.dim],
+            (_, CacheValue::PrefixOfKey(dim)) => &row[keys + h * self.dim..][..dim],
+            (_, CacheValue::Own(dim)) => &row[keys + self.kv_heads * self.dim + h * dim..][..dim],
+        }
     }
 
     /// Runs all sequences together, `chunk` rows of each per call. Blocks are dealt out so that
@@ -62,7 +104,8 @@ impl Setup {
                 blocks: per_sequence * count,
                 block_tokens: BLOCK,
                 kv_heads: self.kv_heads,
-                head_dim: self.dim,
+                key_dim: self.dim,
+                value: self.value,
                 precision: self.precision,
             })
             .unwrap();
@@ -82,7 +125,7 @@ impl Setup {
             let key = self.heads() * self.dim;
             let value = key + self.kv_heads * self.dim;
             device.store_kv(&mut cache, 1, &x, key, value, &spans).unwrap();
-            let columns = self.heads() * self.dim;
+            let columns = self.heads() * self.value_dim();
             let mut out = device.tensor(x.rows(), columns).unwrap();
             device.attend(&cache, 1, &x, &self.map, &spans, &mut out).unwrap();
             let running = (0..count).filter(|s| start < lengths[*s]);
@@ -110,13 +153,18 @@ impl Setup {
             .clone()
             .map(|p| {
                 let pairs = self.part(s, row, 0, head).iter().zip(self.part(s, p, 1, kv));
-                pairs.map(|(q, k)| f64::from(*q) * kept(k)).sum::<f64>() * f64::from(self.map.scale)
+                let dot = pairs.map(|(q, k)| f64::from(*q) * kept(k)).sum::<f64>();
+                let score = dot * f64::from(self.map.scale);
+                self.map
+                    .softcap
+                    .map_or(score, |cap| f64::from(cap) * libm::tanh(score / f64::from(cap)))
             })
             .collect();
-        let max = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
+        let sink = self.map.sinks.get(head).map_or(f64::NEG_INFINITY, |s| f64::from(*s));
+        let max = scores.iter().fold(sink, |m, s| m.max(*s));
         let e: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-        let sum: f64 = e.iter().sum();
-        (0..self.dim)
+        let sum: f64 = e.iter().sum::<f64>() + (sink - max).exp();
+        (0..self.value_dim())
             .map(|d| {
                 let parts = positions.clone().zip(&e);
                 parts.map(|(p, e)| e * kept(&self.part(s, p, 2, kv)[d])).sum::<f64>() / sum
@@ -126,7 +174,7 @@ impl Setup {
 
     fn check_against_f64(&self, device: &CpuDevice) {
         for (s, out) in self.run(device, 5).iter().enumerate() {
-            for (i, got) in out.chunks(self.dim).enumerate() {
+            for (i, got) in out.chunks(self.value_dim()).enumerate() {
                 let exact = self.exact(s, i / self.heads(), i % self.heads());
                 for (got, exact) in got.iter().zip(exact) {
                     let error = (f64::from(*got) - exact).abs();
@@ -139,8 +187,13 @@ impl Setup {
 
 fn setups() -> Vec<Setup> {
     if cfg!(miri) {
-        return vec![Setup::new(18, &[0, 0, 1], Some(3), &[6, 2])];
+        return vec![
+            Setup::new(18, &[0, 0, 1], Some(3), &[6, 2]),
+            Setup::of(18, CacheValue::PrefixOfKey(17), &[0, 0], None, &[6, 2])
+                .with_cap_and_sinks(Some(2.0), true),
+        ];
     }
+    let prefix = CacheValue::PrefixOfKey;
     vec![
         Setup::new(64, &[0, 0, 0, 0, 1, 1, 1, 1], None, &[37, 9]),
         Setup::new(16, &[0, 0, 0, 0, 0, 0], Some(7), &[30]),
@@ -148,6 +201,15 @@ fn setups() -> Vec<Setup> {
         Setup::new(10, &[1, 0, 0, 1, 2], Some(1), &[11, 4]),
         Setup::new(33, &[0, 0, 0, 1, 1, 1], Some(100), &[45, 20]),
         Setup::new(128, &[0], Some(16), &[50]),
+        // Caps, sinks, values of another width than keys.
+        Setup::new(64, &[0, 0, 1, 1], None, &[70, 3]).with_cap_and_sinks(None, true),
+        Setup::new(33, &[0; 8], Some(9), &[40]).with_cap_and_sinks(Some(1.5), true),
+        Setup::new(16, &[0, 1], None, &[30, 8]).with_cap_and_sinks(Some(50.0), false),
+        Setup::of(24, CacheValue::Own(40), &[0, 0, 1, 1], None, &[20, 70]),
+        // Values that are prefixes: several passages, whole and partial vectors.
+        Setup::of(96, prefix(64), &[0; 16], None, &[200, 5, 65]),
+        Setup::of(40, prefix(23), &[0, 0, 0, 1, 1, 1], Some(90), &[150, 64]),
+        Setup::of(20, prefix(20), &[0; 5], None, &[129]).with_cap_and_sinks(Some(4.0), true),
     ]
 }
 
@@ -203,6 +265,55 @@ fn nan_and_infinite_scores_stay_in_their_row() {
     assert!(expected[1].iter().all(|v| f32::from_bits(*v).is_finite()));
 }
 
+/// With every score far below its sink, nothing of the values is left, and nothing overflows.
+#[test]
+fn a_sink_takes_what_scores_leave() {
+    for value in [CacheValue::Own(16), CacheValue::PrefixOfKey(16)] {
+        let mut setup = Setup::of(16, value, &[0, 0, 0], None, &[70]);
+        let width = setup.width();
+        // Queries of head 0 against keys: -256, head 1: -2.56e36, head 2: 0.
+        for row in setup.sequences[0].chunks_mut(width) {
+            row[..16].fill(-1.0);
+            row[16..32].fill(-1e34);
+            row[32..48].fill(0.0);
+            row[48..].fill(16.0);
+        }
+        setup.map.scale = 1.0;
+        setup.map.sinks = vec![-200.0, 0.0, f32::NEG_INFINITY];
+        for device in devices() {
+            let out = setup.run(&device, 7).swap_remove(0);
+            for (i, head) in out.chunks(16).enumerate() {
+                let positions = (i / 3 + 1) as f64;
+                let e = libm::exp(-56.0) * positions;
+                let expected = [16.0 * e / (1.0 + e), 0.0, 16.0][i % 3];
+                for got in head {
+                    let error = (f64::from(*got) - expected).abs();
+                    assert!(error <= expected * 1e-6, "{got} is not {expected}");
+                }
+            }
+        }
+    }
+}
+
+/// The whole of a key as its value is the same as that value kept apart, but for rounding; and the
+/// same to the bit while one passage suffices.
+#[test]
+fn prefixes_are_values() {
+    let apart = Setup::new(32, &[0; 4], None, &[64]);
+    let mut prefix = Setup::of(32, CacheValue::PrefixOfKey(32), &[0; 4], None, &[64]);
+    let mut same = Setup::new(32, &[0; 4], None, &[64]);
+    for row in 0..64 {
+        let line = &apart.sequences[0][row * apart.width()..][..160];
+        prefix.sequences[0][row * 160..][..160].copy_from_slice(line);
+        let to = &mut same.sequences[0][row * apart.width()..][..192];
+        to[..160].copy_from_slice(line);
+        to[160..].copy_from_slice(&line[128..]);
+    }
+    for device in devices() {
+        assert_eq!(bits(&prefix.run(&device, 9)[0]), bits(&same.run(&device, 64)[0]));
+    }
+}
+
 #[test]
 fn rows_of_no_span_become_zeros() {
     let device = plain();
@@ -211,14 +322,16 @@ fn rows_of_no_span_become_zeros() {
         blocks: 2,
         block_tokens: 2,
         kv_heads: 1,
-        head_dim: 4,
+        key_dim: 4,
+        value: CacheValue::Own(4),
         precision: Precision::Bf16,
     };
     let mut cache = device.cache(shape).unwrap();
     let x = tensor(&device, 12, &[1.0; 36]);
     let mut out = tensor(&device, 4, &[9.0; 12]);
     let spans = [AttendSpan { rows: 1..2, start: 3, blocks: &[7, 1] }];
-    let map = HeadMap { kv_of_query: vec![0], window: Some(2), scale: 1.0 };
+    let map =
+        HeadMap { kv_of_query: vec![0], window: Some(2), scale: 1.0, softcap: None, sinks: vec![] };
     // Block 7 does not exist, but no position in it is touched.
     device.store_kv(&mut cache, 0, &x, 4, 8, &spans).unwrap();
     device.attend(&cache, 0, &x, &map, &spans, &mut out).unwrap();

@@ -215,13 +215,7 @@ fn infinities_and_nan_do_not_spread_to_neighbours() {
 #[test]
 fn no_inputs_give_the_bias() {
     let device = plain();
-    let source = WeightSource {
-        bytes: &[],
-        stored: StoredType::Bf16,
-        stored_columns: 0,
-        rows: 0..3,
-        columns: 0..0,
-    };
+    let source = WeightSource::plain(&[], StoredType::Bf16, 0, 0..3, 0..0);
     for precision in PRECISIONS {
         let matrix = device.pack(&source, precision).unwrap();
         assert_eq!(device.matrix_shape(&matrix), (3, 0));
@@ -235,7 +229,7 @@ fn no_inputs_give_the_bias() {
 /// Packs a rectangle of a stored matrix and reads it back with `embed`.
 fn read_back(stored: StoredType, bytes: &[u8], precision: Precision) -> CpuTensor {
     let device = plain();
-    let source = WeightSource { bytes, stored, stored_columns: 50, rows: 3..43, columns: 7..48 };
+    let source = WeightSource::plain(bytes, stored, 50, 3..43, 7..48);
     let matrix = device.pack(&source, precision).unwrap();
     let rows: Vec<Option<u32>> = (0..40).map(Some).chain([None]).collect();
     let mut out = tensor(&device, 41, &[5.0; 41 * 42]);

@@ -4,7 +4,8 @@
 mod support;
 
 use compute::{
-    AttendSpan, CacheShape, CpuDevice, Device, DeviceError, HeadMap, Precision, RopeTable, Routes,
+    Activation, AttendSpan, CacheShape, CacheValue, Columns, CpuDevice, Device, DeviceError,
+    Encoding, GroupScore, Groups, HeadMap, Precision, RopePairs, RopeTable, Routes, Routing, Score,
     Segment, StoredType, WeightSource,
 };
 use proptest::prelude::*;
@@ -19,7 +20,7 @@ fn misfit<T: std::fmt::Debug>(result: Result<T, DeviceError>, name: &str) {
 }
 
 fn source(bytes: &[u8], columns: usize, rows: Range<usize>, c: Range<usize>) -> WeightSource<'_> {
-    WeightSource { bytes, stored: StoredType::Bf16, stored_columns: columns, rows, columns: c }
+    WeightSource::plain(bytes, StoredType::Bf16, columns, rows, c)
 }
 
 #[test]
@@ -48,6 +49,55 @@ fn pack_checks_the_stored_rectangle() {
     let empty = device.pack(&source(&bytes, 4, 3..3, 4..4), Precision::Int8).unwrap();
     assert_eq!(device.matrix_shape(&empty), (0, 0));
     assert!(device.pack(&source(&bytes, 4, 0..3, 0..4), Precision::F32).is_ok());
+}
+
+#[test]
+fn pack_checks_encodings_and_strides() {
+    let (device, bytes, ones) = (plain(), [0; 96], [1; 24]);
+    let pack = |source: &WeightSource<'_>| device.pack(source, Precision::F32);
+    let fp8 = |scales, block| WeightSource {
+        encoding: Encoding::Fp8Blocks { scales, block },
+        ..source(&bytes, 8, 0..12, 0..8)
+    };
+    // 12 rows and 8 columns in blocks of 5: 3 by 2 scales.
+    pack(&fp8(&ones, 5)).unwrap();
+    misfit(pack(&fp8(&ones[4..], 5)), "pack");
+    misfit(pack(&fp8(&ones, 6)), "pack");
+    misfit(pack(&fp8(&ones, 0)), "pack");
+    misfit(pack(&WeightSource { rows: 0..13, ..fp8(&ones, 5) }), "pack");
+    let turned = WeightSource { transposed: true, ..fp8(&ones, 5) };
+    misfit(pack(&turned), "pack");
+    pack(&WeightSource { rows: 0..8, columns: 0..12, ..turned.clone() }).unwrap();
+    misfit(pack(&WeightSource { rows: 0..8, columns: 0..13, ..turned }), "pack");
+
+    // 3 rows of 64 columns: 2 scales each.
+    let mx = |scales| WeightSource {
+        encoding: Encoding::Mxfp4 { scales },
+        ..source(&bytes, 64, 0..3, 0..64)
+    };
+    pack(&mx(&ones[..6])).unwrap();
+    misfit(pack(&mx(&ones[..7])), "pack");
+    misfit(pack(&WeightSource { stored_columns: 48, columns: 0..48, ..mx(&ones[..6]) }), "pack");
+    misfit(pack(&WeightSource { transposed: true, rows: 0..1, ..mx(&ones[..6]) }), "pack");
+
+    // 6 rows of 8 columns.
+    let steps = |first_row, row_step, rows| WeightSource {
+        first_row,
+        row_step,
+        ..source(&bytes, 8, rows, 0..8)
+    };
+    pack(&steps(1, 2, 0..3)).unwrap();
+    pack(&steps(5, usize::MAX, 0..1)).unwrap();
+    pack(&steps(usize::MAX, 7, 0..0)).unwrap();
+    misfit(pack(&steps(2, 2, 0..3)), "pack");
+    misfit(pack(&steps(0, 0, 0..3)), "pack");
+    misfit(pack(&steps(1, usize::MAX, 1..2)), "pack");
+    misfit(pack(&steps(0, usize::MAX, 2..3)), "pack");
+    misfit(pack(&steps(usize::MAX, 1, 0..1)), "pack");
+    let turned = WeightSource { transposed: true, columns: 0..6, ..steps(2, 3, 0..2) };
+    pack(&turned).unwrap();
+    misfit(pack(&WeightSource { first_row: 5, ..turned.clone() }), "pack");
+    misfit(pack(&WeightSource { columns: 0..7, ..turned }), "pack");
 }
 
 #[test]
@@ -93,16 +143,22 @@ fn row_operations_check_their_operands() {
     misfit(d.rms_norm(&t(2, 4), &[1.0; 3], 0.1, &mut t(2, 4)), "rms_norm");
     misfit(d.rms_norm(&t(2, 4), &[1.0; 4], 0.1, &mut t(1, 4)), "rms_norm");
     misfit(d.rms_norm(&t(2, 4), &[1.0; 4], 0.1, &mut t(2, 3)), "rms_norm");
-    misfit(d.silu_mul(&t(2, 4), 3, &mut t(2, 3)), "silu_mul");
-    misfit(d.silu_mul(&t(2, 4), 2, &mut t(2, 3)), "silu_mul");
-    misfit(d.silu_mul(&t(2, 4), usize::MAX, &mut t(2, 3)), "silu_mul");
+    misfit(d.gate(&t(2, 4), 3, Activation::Silu, &mut t(2, 3)), "gate");
+    misfit(d.gate(&t(2, 4), 2, Activation::GeluTanh, &mut t(2, 3)), "gate");
+    misfit(d.gate(&t(2, 4), 2, Activation::GeluTanh, &mut t(1, 2)), "gate");
+    misfit(d.gate(&t(2, 4), usize::MAX, Activation::Silu, &mut t(2, 3)), "gate");
     misfit(d.add(&mut t(2, 4), &t(2, 3), None), "add");
     misfit(d.add(&mut t(2, 4), &t(1, 4), None), "add");
     misfit(d.add(&mut t(2, 4), &t(2, 4), Some(&[0.0])), "add");
     misfit(d.gather_rows(&t(2, 4), &[2], &mut t(1, 4)), "gather_rows");
     misfit(d.gather_rows(&t(2, 4), &[0], &mut t(2, 4)), "gather_rows");
     misfit(d.gather_rows(&t(2, 4), &[0], &mut t(1, 3)), "gather_rows");
-    misfit(d.route(&t(2, 4), 5, true), "route");
+    misfit(d.add_gated(&mut t(4, 3), &t(4, 3), &t(2, 2), 2), "add_gated");
+    misfit(d.add_gated(&mut t(4, 3), &t(4, 3), &t(2, 1), 1), "add_gated");
+    misfit(d.add_gated(&mut t(4, 3), &t(4, 3), &t(2, 1), usize::MAX), "add_gated");
+    misfit(d.add_gated(&mut t(4, 3), &t(3, 3), &t(2, 1), 2), "add_gated");
+    misfit(d.add_gated(&mut t(4, 3), &t(4, 2), &t(2, 1), 2), "add_gated");
+    d.add_gated(&mut t(0, 3), &t(0, 3), &t(0, 1), 7).unwrap();
     let w = matrix(&d, 4, &[1.0; 12], Precision::Bf16);
     misfit(d.embed(&w, &[Some(3)], 0, &mut t(1, 4)), "embed");
     misfit(d.embed(&w, &[None], 0, &mut t(1, 3)), "embed");
@@ -111,20 +167,88 @@ fn row_operations_check_their_operands() {
 }
 
 #[test]
+fn routing_checks_its_numbers() {
+    let d = plain();
+    let plain = Routing {
+        chosen: 2,
+        score: Score::Sigmoid,
+        renormalise: true,
+        scale: 1.0,
+        groups: None,
+        correction: None,
+    };
+    let groups = |count, chosen, by| Some(Groups { count, chosen, by });
+    let logits = d.tensor(2, 6).unwrap();
+    let bad = [
+        Routing { chosen: 7, ..plain },
+        Routing { correction: Some(&[0.0; 5]), ..plain },
+        Routing { groups: groups(0, 0, GroupScore::Max), ..plain },
+        Routing { groups: groups(4, 2, GroupScore::Max), ..plain },
+        Routing { groups: groups(3, 4, GroupScore::Max), ..plain },
+        Routing { groups: groups(6, 2, GroupScore::TopTwoSum), ..plain },
+        Routing { chosen: 3, groups: groups(3, 1, GroupScore::TopTwoSum), ..plain },
+    ];
+    for bad in bad {
+        misfit(d.route(&logits, &bad), "route");
+    }
+    for by in [GroupScore::Max, GroupScore::TopTwoSum] {
+        let routes = d.route(&logits, &Routing { groups: groups(3, 1, by), ..plain }).unwrap();
+        assert_eq!(routes.experts, [0, 1, 0, 1]);
+    }
+    let none = Routing { chosen: 0, groups: groups(3, 0, GroupScore::Max), ..plain };
+    assert_eq!(d.route(&d.tensor(3, 0).unwrap(), &none).unwrap().experts, [0; 0]);
+}
+
+#[test]
 fn rope_checks_table_and_columns() {
     let d = plain();
-    let table = RopeTable::new(4, &[1.0, 0.5], 3).unwrap();
+    let table = RopeTable::new(RopePairs::Halves, &[1.0, 0.5], 1.0, 3).unwrap();
     let mut x = d.tensor(2, 9).unwrap();
-    d.rope(&mut x, 1, 2, &[0, 2], &table).unwrap();
-    misfit(d.rope(&mut x, 1, 2, &[0, 3], &table), "rope");
-    misfit(d.rope(&mut x, 1, 2, &[0], &table), "rope");
-    misfit(d.rope(&mut x, 2, 2, &[0, 1], &table), "rope");
-    misfit(d.rope(&mut x, 0, usize::MAX, &[0, 1], &table), "rope");
+    d.rope(&mut x, 1, 2, 4, &[0, 2], &table).unwrap();
+    d.rope(&mut x, 0, 2, 5, &[0, 2], &table).unwrap();
+    d.rope(&mut x, 5, 1, 0, &[0, 2], &table).unwrap();
+    d.rope(&mut x, 90, 0, 4, &[0, 2], &table).unwrap();
+    misfit(d.rope(&mut x, 1, 2, 4, &[0, 3], &table), "rope");
+    misfit(d.rope(&mut x, 1, 2, 4, &[0], &table), "rope");
+    misfit(d.rope(&mut x, 2, 2, 4, &[0, 1], &table), "rope");
+    misfit(d.rope(&mut x, 1, 2, 5, &[0, 1], &table), "rope");
+    misfit(d.rope(&mut x, 0, 2, 3, &[0, 1], &table), "rope");
+    misfit(d.rope(&mut x, 0, 2, usize::MAX, &[0, 1], &table), "rope");
+    misfit(d.rope(&mut x, usize::MAX, 1, 4, &[0, 1], &table), "rope");
+    misfit(d.rope(&mut x, 0, usize::MAX, 4, &[0, 1], &table), "rope");
     let short = RopeTable { sin: vec![0.0; 2], ..table.clone() };
-    misfit(d.rope(&mut x, 0, 1, &[0, 0], &short), "rope");
-    misfit(d.rope(&mut x, 0, 1, &[0, 0], &RopeTable { head_dim: 3, ..table }), "rope");
-    let empty = RopeTable { head_dim: 0, cos: vec![], sin: vec![] };
-    misfit(d.rope(&mut x, 0, 1, &[0, 0], &empty), "rope");
+    misfit(d.rope(&mut x, 0, 1, 4, &[0, 0], &short), "rope");
+    misfit(d.rope(&mut x, 0, 1, 4, &[0, 0], &RopeTable { dims: 3, ..table }), "rope");
+    let empty = RopeTable { dims: 0, pairs: RopePairs::Halves, cos: vec![], sin: vec![] };
+    misfit(d.rope(&mut x, 0, 1, 4, &[0, 0], &empty), "rope");
+}
+
+#[test]
+fn runs_of_columns_must_fit() {
+    let d = plain();
+    let at = |first, stride| Columns { first, stride };
+    let mut x = tensor(&d, 9, &[1.0; 18]);
+    let before = x.clone();
+    misfit(d.norm_heads(&mut x, 2, 2, 4, &[1.0; 4], 0.1), "norm_heads");
+    misfit(d.norm_heads(&mut x, 0, 2, 3, &[1.0; 4], 0.1), "norm_heads");
+    misfit(d.norm_heads(&mut x, 0, 3, usize::MAX, &[1.0; 4], 0.1), "norm_heads");
+    misfit(d.norm_heads(&mut x, usize::MAX, 1, 4, &[1.0; 4], 0.1), "norm_heads");
+    d.norm_heads(&mut x, 77, 3, 1, &[], 0.1).unwrap();
+    assert_eq!(x, before);
+    let mut out = tensor(&d, 7, &[5.0; 14]);
+    let name = "copy_columns";
+    misfit(d.copy_columns(&x, at(0, 5), 5, 2, &mut out, at(0, 5)), name);
+    misfit(d.copy_columns(&x, at(6, 0), 4, 1, &mut out, at(0, 4)), name);
+    misfit(d.copy_columns(&x, at(0, 2), 3, 2, &mut out, at(0, 2)), name);
+    misfit(d.copy_columns(&x, at(0, 3), 3, 2, &mut out, at(2, 3)), name);
+    misfit(d.copy_columns(&x, at(0, 3), 3, usize::MAX, &mut out, at(2, 3)), name);
+    misfit(d.copy_columns(&x, at(0, 3), usize::MAX, 1, &mut out, at(2, 3)), name);
+    let mut short = d.tensor(1, 7).unwrap();
+    misfit(d.copy_columns(&x, at(0, 3), 3, 1, &mut short, at(0, 3)), name);
+    assert!(out.values().iter().all(|v| *v == 5.0));
+    d.copy_columns(&x, at(8, 0), 1, 3, &mut out, at(0, 3)).unwrap();
+    d.copy_columns(&x, at(99, 0), 0, 3, &mut out, at(99, 0)).unwrap();
+    assert_eq!(out.values()[..7], [1.0, 5.0, 5.0, 1.0, 5.0, 5.0, 1.0]);
 }
 
 #[test]
@@ -152,9 +276,14 @@ const SHAPE: CacheShape = CacheShape {
     blocks: 3,
     block_tokens: 4,
     kv_heads: 2,
-    head_dim: 8,
+    key_dim: 8,
+    value: CacheValue::Own(8),
     precision: Precision::F32,
 };
+
+fn map_of(kv_of_query: Vec<usize>, window: Option<usize>) -> HeadMap {
+    HeadMap { kv_of_query, window, scale: 1.0, softcap: None, sinks: vec![] }
+}
 
 fn attend_with(
     device: &CpuDevice,
@@ -173,7 +302,7 @@ fn attend_with(
 fn the_cache_checks_spans_blocks_and_layers() {
     let device = plain();
     let span = |rows, start, blocks| AttendSpan { rows, start, blocks };
-    let map = HeadMap { kv_of_query: vec![0, 1], window: None, scale: 1.0 };
+    let map = map_of(vec![0, 1], None);
     attend_with(&device, &map, 1, &[span(0..4, 4, &[2, 1])], (4, 16)).unwrap();
     let bad_spans: [&[AttendSpan<'_>]; 9] = [
         &[span(0..5, 0, &[0, 1])],
@@ -197,6 +326,10 @@ fn the_cache_checks_spans_blocks_and_layers() {
     misfit(attend_with(&device, &other, 0, &good, (4, 16)), "attend");
     let other = HeadMap { kv_of_query: vec![0; 3], ..map.clone() };
     misfit(attend_with(&device, &other, 0, &good, (4, 24)), "attend");
+    for sinks in [1, 3] {
+        let other = HeadMap { sinks: vec![0.0; sinks], ..map.clone() };
+        misfit(attend_with(&device, &other, 0, &good, (4, 16)), "attend");
+    }
     let other = HeadMap { window: Some(0), ..map };
     misfit(attend_with(&device, &other, 0, &good, (4, 16)), "attend");
 
@@ -213,6 +346,30 @@ fn the_cache_checks_spans_blocks_and_layers() {
 }
 
 #[test]
+fn widths_of_keys_and_values_differ() {
+    let device = plain();
+    let spans = [AttendSpan { rows: 0..4, start: 0, blocks: &[0] }];
+    let x = device.tensor(4, 33).unwrap();
+    let map = map_of(vec![0, 1, 1], None);
+    for (value, dim) in [(CacheValue::Own(5), 5), (CacheValue::PrefixOfKey(7), 7)] {
+        let mut cache = device.cache(CacheShape { value, ..SHAPE }).unwrap();
+        let mut out = device.tensor(4, 3 * dim).unwrap();
+        device.store_kv(&mut cache, 0, &x, 17, 0, &spans).unwrap();
+        misfit(device.store_kv(&mut cache, 0, &x, 18, 0, &spans), "store_kv");
+        let end = device.store_kv(&mut cache, 0, &x, 0, 24, &spans);
+        match value {
+            CacheValue::Own(_) => misfit(end, "store_kv"),
+            CacheValue::PrefixOfKey(_) => end.unwrap(),
+        }
+        device.attend(&cache, 0, &x, &map, &spans, &mut out).unwrap();
+        let mut wide = device.tensor(4, 24).unwrap();
+        misfit(device.attend(&cache, 0, &x, &map, &spans, &mut wide), "attend");
+        let narrow = device.tensor(4, 23).unwrap();
+        misfit(device.attend(&cache, 0, &narrow, &map, &spans, &mut out), "attend");
+    }
+}
+
+#[test]
 fn sizes_that_cannot_be_had() {
     let device = plain();
     let none = |result| assert!(matches!(result, Err(DeviceError::OutOfMemory { .. })));
@@ -225,8 +382,16 @@ fn sizes_that_cannot_be_had() {
     device.reshape(&mut tensor, 3, 1).unwrap();
     assert_eq!((tensor.rows(), tensor.columns(), device.host(&tensor).len()), (3, 1, 3));
     misfit(device.cache(CacheShape { block_tokens: 0, ..SHAPE }).map(drop), "cache");
-    misfit(device.cache(CacheShape { head_dim: 0, ..SHAPE }).map(drop), "cache");
-    misfit(device.cache(CacheShape { head_dim: usize::MAX, ..SHAPE }).map(drop), "cache");
+    misfit(device.cache(CacheShape { key_dim: 0, ..SHAPE }).map(drop), "cache");
+    misfit(device.cache(CacheShape { key_dim: usize::MAX, ..SHAPE }).map(drop), "cache");
+    for value in [
+        CacheValue::Own(0),
+        CacheValue::Own(usize::MAX),
+        CacheValue::PrefixOfKey(0),
+        CacheValue::PrefixOfKey(9),
+    ] {
+        misfit(device.cache(CacheShape { value, ..SHAPE }).map(drop), "cache");
+    }
 }
 
 proptest! {
@@ -249,7 +414,7 @@ proptest! {
         let spans = [AttendSpan { rows: rows..end, start, blocks: &blocks }];
         let stored = device.store_kv(&mut cache, 0, &x, key, value, &spans);
         let mut out = device.tensor(4, heads.len() * 8).unwrap();
-        let map = HeadMap { kv_of_query: heads.clone(), window, scale: 1.0 };
+        let map = map_of(heads.clone(), window);
         let attended = device.attend(&cache, 0, &x, &map, &spans, &mut out);
         let fits = rows <= end && end <= 4 && start < 20
             && start + (end - rows) <= blocks.len() * 4;

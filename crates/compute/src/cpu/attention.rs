@@ -1,20 +1,31 @@
 //! Softmax attention over a paged cache.
 //!
 //! The order, for one query and head. Scores: element `i` of the head goes to lane `i % 16`, one
-//! fused multiply-add each, then the lanes are added by a fixed tree, then the scale. Softmax: the
-//! maximum; `e = exp(score - maximum)`; the sum of `e`, where the i-th visible position goes to
-//! lane `i % 16`, then the same tree. Values: per element of the head one fused multiply-add per
-//! position, in order, then a division by the sum. The window's start follows from the query's
-//! own position, so nothing depends on chunks, blocks or neighbours.
+//! fused multiply-add each, then the lanes are added by a fixed tree, then the scale and the cap.
+//! Softmax: the maximum; `e = exp(score - maximum)`; the sum of `e`, where the i-th visible
+//! position goes to lane `i % 16`, then the same tree. Values: per element of the head one fused
+//! multiply-add per position, in order, then a division by the sum. The window's start follows
+//! from the query's own position, so nothing depends on chunks, blocks or neighbours.
+//!
+//! This goes in passages over visible positions. State: maximum, sum, sums of values. A passage
+//! raises the maximum to that of its scores, multiplies the state's sums by
+//! `exp(old maximum - new maximum)`, then adds its own. Values of their own: all positions are one
+//! passage. Prefixes of keys: [`PASSAGE`] positions each, counted from the first visible one, so
+//! that a key comes from far memory once for its score and its value. A head's sink is a passage
+//! of one position without a value before the first; without sinks the first maximum is -infinity.
 
 use super::cache::{CpuCache, Element, Pages, Slot, Store, row_width};
+use super::elementwise::SoftCap;
 use super::lanes::{Kernel, LANES, Lanes, Simd};
 use super::math::exp;
 use super::team::Team;
 use super::tensor::CpuTensor;
 use crate::check::{Check, filled};
-use crate::{AttendSpan, CacheShape, DeviceError, HeadMap};
+use crate::{AttendSpan, CacheShape, CacheValue, DeviceError, HeadMap};
 use std::ops::Range;
+
+/// Positions of a passage where values are prefixes of keys.
+const PASSAGE: usize = 64;
 
 /// A vector in memory.
 type Vector = [f32; LANES];
@@ -35,12 +46,21 @@ struct Call<'a, E> {
 
 /// Memory of one thread.
 struct Scratch {
-    /// `[group][head_dim padded]`
+    /// `[group][key_dim padded]`
     queries: Vec<Vector>,
-    /// `[group][visible positions]`
+    /// `[group][positions of a passage]`
     scores: Vec<f32>,
-    /// `[group][head_dim padded]`
+    /// `[group]`
+    totals: Vec<Total>,
+    /// `[group][value_dim padded]`
     sums: Vec<Vector>,
+}
+
+/// The state of a head's softmax.
+#[derive(Debug, Clone, Copy)]
+struct Total {
+    max: f32,
+    sum: f32,
 }
 
 /// See [`crate::Device::attend`]. Rows that belong to no span become zeros.
@@ -54,6 +74,7 @@ pub(crate) fn attend(
 ) -> Result<(), DeviceError> {
     let owners = validate(cache, layer, x, (map, spans), out)?;
     let (shape, group) = (cache.shape, common_group(&map.kv_of_query));
+    let group = spread(group, x.rows().saturating_mul(map.kv_of_query.len()), team.threads());
     match &cache.store {
         Store::F32(pages) => {
             let owners = &owners;
@@ -75,11 +96,15 @@ fn validate(
 ) -> Result<Vec<Option<usize>>, DeviceError> {
     let check = Check("attend");
     let heads = map.kv_of_query.len();
-    let width = check.product("width of the queries", &[heads, cache.shape.head_dim])?;
+    let width = check.product("width of the queries", &[heads, cache.shape.key_dim])?;
+    let value_width = check.product("width of out", &[heads, cache.shape.value_dim()])?;
     check.below("layer", layer, cache.shape.layers)?;
     check.at_least("columns of x", x.columns(), width)?;
     check.equal("rows of out", out.rows(), x.rows())?;
-    check.equal("columns of out", out.columns(), width)?;
+    check.equal("columns of out", out.columns(), value_width)?;
+    if !map.sinks.is_empty() {
+        check.equal("sinks", map.sinks.len(), heads)?;
+    }
     check.at_least("window", map.window.unwrap_or(1), 1)?;
     for &kv in &map.kv_of_query {
         check.below("KV head", kv, cache.shape.kv_heads)?;
@@ -114,6 +139,14 @@ fn common_group(kv_of_query: &[usize]) -> usize {
         .unwrap_or(1)
 }
 
+/// A divisor of `group`, the largest that leaves each of `threads` a task, or the smallest of at
+/// least four heads (fewer would read keys more often than they share them).
+fn spread(group: usize, heads: usize, threads: usize) -> usize {
+    let divisors = (4..=group).rev().filter(|&part| group.is_multiple_of(part));
+    let mut parts = divisors.skip_while(|part| heads / part < threads);
+    parts.next().or((4..group).find(|&part| group.is_multiple_of(part))).unwrap_or(group)
+}
+
 impl<E: Element> Call<'_, E> {
     fn run(&self, simd: Simd, team: &Team, out: &mut CpuTensor) -> Result<(), DeviceError> {
         let span_rows = self.spans.iter().flat_map(|s| (0..s.rows.len()).map(move |i| s.start + i));
@@ -123,18 +156,22 @@ impl<E: Element> Call<'_, E> {
             most = most.max(visible);
             total = total.saturating_add(visible);
         }
-        let (width, per_task) = (row_width(self.shape.head_dim), self.group * self.shape.head_dim);
-        if per_task == 0 {
+        let (key_dim, value_dim) = (self.shape.key_dim, self.shape.value_dim());
+        let (key, value) = (row_width(key_dim) / LANES, row_width(value_dim) / LANES);
+        let per_task = self.group * value_dim;
+        let heads = self.map.kv_of_query.len();
+        if heads == 0 {
             return Ok(());
         }
-        let cost = total.saturating_mul(out.columns());
+        let cost = total.saturating_mul(heads).saturating_mul((key_dim + value_dim) / 2);
         let zero = [0.0; LANES];
         let mut scratches = Vec::new();
         for _ in 0..team.hands(cost) {
             scratches.push(Scratch {
-                queries: filled(&[self.group, width / LANES], zero)?,
-                scores: filled(&[self.group, most], 0.0)?,
-                sums: filled(&[self.group, width / LANES], zero)?,
+                queries: filled(&[self.group, key], zero)?,
+                scores: filled(&[self.group, most.min(self.passage(most))], 0.0)?,
+                totals: filled(&[self.group], Total { max: 0.0, sum: 0.0 })?,
+                sums: filled(&[self.group, value], zero)?,
             });
         }
         let groups = out.columns() / per_task;
@@ -149,6 +186,14 @@ impl<E: Element> Call<'_, E> {
         Ok(())
     }
 
+    /// Positions of a passage, of `visible` ones.
+    fn passage(&self, visible: usize) -> usize {
+        match self.shape.value {
+            CacheValue::Own(_) => visible,
+            CacheValue::PrefixOfKey(_) => PASSAGE,
+        }
+    }
+
     /// Runs of cache rows that hold positions `visible` of one KV head, each with the index of its
     /// first position among the visible ones.
     #[inline(always)]
@@ -158,16 +203,36 @@ impl<E: Element> Call<'_, E> {
         visible: Range<usize>,
         head: usize,
     ) -> impl Iterator<Item = (usize, Range<usize>)> {
-        let (tokens, width) = (self.shape.block_tokens, row_width(self.shape.head_dim));
+        let tokens = self.shape.block_tokens;
         let blocks = visible.start / tokens..visible.end.div_ceil(tokens);
         blocks.map(move |index| {
             let from = visible.start.max(index * tokens);
             let to = visible.end.min((index + 1) * tokens);
             let block = span.blocks[index] as usize;
             let slot = Slot { layer: self.layer, block, position: from % tokens };
-            let start = slot.row(&self.shape, head) * width;
-            (from - visible.start, start..start + (to - from) * width)
+            let start = slot.row(&self.shape, head);
+            (from - visible.start, start..start + to - from)
         })
+    }
+
+    /// The vectors of some cache rows' keys.
+    #[inline(always)]
+    fn keys(&self, rows: Range<usize>) -> &[[E; LANES]] {
+        let width = row_width(self.shape.key_dim);
+        self.pages.keys[rows.start * width..rows.end * width].as_chunks().0
+    }
+
+    /// The vectors of some cache rows' values, and how many lie between the starts of two rows.
+    #[inline(always)]
+    fn values(&self, rows: Range<usize>) -> (&[[E; LANES]], usize) {
+        match self.shape.value {
+            CacheValue::Own(dim) => {
+                let width = row_width(dim);
+                let values = &self.pages.values[rows.start * width..rows.end * width];
+                (values.as_chunks().0, width / LANES)
+            }
+            CacheValue::PrefixOfKey(_) => (self.keys(rows), row_width(self.shape.key_dim) / LANES),
+        }
     }
 }
 
@@ -190,44 +255,75 @@ impl<E: Element> Kernel for Task<'_, '_, E> {
             out.fill(0.0);
             return;
         };
-        let (dim, vectors) = (call.shape.head_dim, row_width(call.shape.head_dim) / LANES);
+        let (key_dim, value_dim) = (call.shape.key_dim, call.shape.value_dim());
+        let vectors = (row_width(key_dim) / LANES, row_width(value_dim) / LANES);
         let position = span.start + (row - span.rows.start);
         let visible = first_visible(call.map, position)..position + 1;
         let first_head = group * call.group;
-        let kv_head = call.map.kv_of_query[first_head];
-        let queries = call.x.row(row)[first_head * dim..].chunks(dim);
-        for (to, query) in scratch.queries.chunks_mut(vectors).zip(queries) {
-            to.as_flattened_mut()[..dim].copy_from_slice(query);
+        let queries = call.x.row(row)[first_head * key_dim..].chunks(key_dim);
+        for (to, query) in scratch.queries.chunks_mut(vectors.0).zip(queries) {
+            to.as_flattened_mut()[..key_dim].copy_from_slice(query);
         }
-        let len = visible.len();
-        for (first, run) in call.runs(span, visible.clone(), kv_head) {
-            let keys = call.pages.keys[run].as_chunks::<LANES>().0;
-            let to = Scores { all: &mut scratch.scores, len, first, scale: call.map.scale };
-            score(lanes, &scratch.queries, keys, vectors, to);
+        for (h, total) in scratch.totals.iter_mut().enumerate() {
+            *total = match call.map.sinks.get(first_head + h) {
+                Some(&sink) => Total { max: sink, sum: 1.0 },
+                None => Total { max: f32::NEG_INFINITY, sum: 0.0 },
+            };
         }
         scratch.sums.fill([0.0; LANES]);
-        let mut totals = out.chunks_mut(dim);
-        for scores in scratch.scores.chunks_mut(len).take(call.group) {
-            // The total waits in the first element of its head until the sums are there.
-            if let Some(head) = totals.next() {
-                head[0] = softmax(lanes, scores);
-            }
+        let step = call.passage(visible.len());
+        let mut start = visible.start;
+        while start < visible.end {
+            let end = visible.end.min(start.saturating_add(step));
+            pass(lanes, call, scratch, (span, start..end), (first_head, vectors));
+            start = end;
         }
-        for (first, run) in call.runs(span, visible, kv_head) {
-            let values = call.pages.values[run].as_chunks::<LANES>().0;
-            let scores = (scratch.scores.as_slice(), len, first);
-            accumulate(lanes, scores, values, vectors, &mut scratch.sums);
-        }
-        for (head, sums) in out.chunks_mut(dim).zip(scratch.sums.chunks(vectors)) {
-            let total = head[0];
-            head.iter_mut().zip(sums.as_flattened()).for_each(|(to, sum)| *to = sum / total);
+        let heads = scratch.totals.iter().zip(scratch.sums.chunks(vectors.1));
+        for (head, (total, sums)) in out.chunks_mut(value_dim).zip(heads) {
+            let sums = sums.as_flattened();
+            head.iter_mut().zip(sums).for_each(|(to, sum)| *to = sum / total.sum);
         }
     }
 }
 
-/// Turns scores into exponentials below the maximum; returns their sum.
+/// Adds one passage's positions to the state of the heads from `first_head` on.
 #[inline(always)]
-fn softmax<L: Lanes>(lanes: L, scores: &mut [f32]) -> f32 {
+fn pass<L: Lanes, E: Element>(
+    lanes: L,
+    call: &Call<'_, E>,
+    scratch: &mut Scratch,
+    (span, positions): (&AttendSpan<'_>, Range<usize>),
+    (first_head, vectors): (usize, (usize, usize)),
+) {
+    let (map, len) = (call.map, positions.len());
+    let kv_head = map.kv_of_query[first_head];
+    for (first, rows) in call.runs(span, positions.clone(), kv_head) {
+        let to = Scores { all: &mut scratch.scores, len, first, scale: map.scale };
+        score(lanes, &scratch.queries, call.keys(rows), vectors.0, to);
+    }
+    let heads = scratch.totals.iter_mut().zip(scratch.sums.chunks_mut(vectors.1));
+    for ((total, sums), values) in heads.zip(scratch.scores.chunks_mut(len)) {
+        if let Some(cap) = map.softcap {
+            SoftCap { values, cap }.run(lanes);
+        }
+        let factor = softmax(lanes, values, total);
+        if factor != 1.0 {
+            let factor = lanes.splat(factor);
+            for sum in sums {
+                lanes.store(lanes.mul(lanes.load(sum), factor), sum);
+            }
+        }
+    }
+    for (first, rows) in call.runs(span, positions, kv_head) {
+        let scores = (scratch.scores.as_slice(), len, first);
+        accumulate(lanes, scores, call.values(rows), vectors.1, &mut scratch.sums);
+    }
+}
+
+/// Turns scores into exponentials below the maximum so far, which they may raise, and adds them to
+/// the total; returns what the sums of values must be multiplied by.
+#[inline(always)]
+fn softmax<L: Lanes>(lanes: L, scores: &mut [f32], total: &mut Total) -> f32 {
     // NaN never becomes the maximum, but makes the sum NaN.
     let mut highest = [f32::NEG_INFINITY; LANES];
     let (whole, rest) = scores.as_chunks::<LANES>();
@@ -237,7 +333,7 @@ fn softmax<L: Lanes>(lanes: L, scores: &mut [f32]) -> f32 {
         }
     }
     let highest = highest.iter().chain(rest);
-    let max = highest.fold(f32::NEG_INFINITY, |max, &s| if s > max { s } else { max });
+    let max = highest.fold(total.max, |max, &s| if s > max { s } else { max });
     scores.iter_mut().for_each(|score| *score = exp(*score - max));
     let (whole, rest) = scores.as_chunks::<LANES>();
     let mut sum = lanes.splat(0.0);
@@ -246,7 +342,10 @@ fn softmax<L: Lanes>(lanes: L, scores: &mut [f32]) -> f32 {
     }
     let mut last = [0.0; LANES];
     last[..rest.len()].copy_from_slice(rest);
-    lanes.sum(lanes.add(sum, lanes.load(&last)))
+    let sum = lanes.sum(lanes.add(sum, lanes.load(&last)));
+    let factor = exp(total.max - max);
+    *total = Total { max, sum: total.sum * factor + sum };
+    factor
 }
 
 /// Where scores go: head `h`'s visible position `i` is `all[h * len + i]`.
@@ -327,7 +426,7 @@ fn dots<L: Lanes, E: Element, const H: usize, const N: usize>(
 fn accumulate<L: Lanes, E: Element>(
     lanes: L,
     scores: (&[f32], usize, usize),
-    values: &[[E; LANES]],
+    values: (&[[E; LANES]], usize),
     vectors: usize,
     sums: &mut [Vector],
 ) {
@@ -356,7 +455,7 @@ fn accumulate<L: Lanes, E: Element>(
 fn weigh<L: Lanes, E: Element, const H: usize, const V: usize>(
     lanes: L,
     (scores, len, first): (&[f32], usize, usize),
-    values: &[[E; LANES]],
+    (values, stride): (&[[E; LANES]], usize),
     vectors: usize,
     (head, vector): (usize, usize),
     sums: &mut [Vector],
@@ -367,7 +466,7 @@ fn weigh<L: Lanes, E: Element, const H: usize, const V: usize>(
             acc[h][v] = lanes.load(&sums[(head + h) * vectors + vector + v]);
         }
     }
-    for (i, row) in values.chunks_exact(vectors).enumerate() {
+    for (i, row) in values.chunks_exact(stride).enumerate() {
         let mut loaded = [lanes.splat(0.0); V];
         for v in 0..V {
             loaded[v] = E::load(lanes, &row[vector + v]);
@@ -454,7 +553,8 @@ mod tests {
                 blocks: 22,
                 block_tokens: 4,
                 kv_heads: 1,
-                head_dim: DIM,
+                key_dim: DIM,
+                value: CacheValue::Own(DIM),
                 precision: Precision::F32,
             };
             let mut cache = device.cache(shape).unwrap();
@@ -462,8 +562,13 @@ mod tests {
             let spans = [AttendSpan { rows: 0..LEN, start: 0, blocks: &blocks }];
             device.store_kv(&mut cache, 0, &x, HEADS * DIM, (HEADS + 1) * DIM, &spans).unwrap();
             for window in [LEN, 70] {
-                let map =
-                    HeadMap { kv_of_query: vec![0; HEADS], window: Some(window), scale: SCALE };
+                let map = HeadMap {
+                    kv_of_query: vec![0; HEADS],
+                    window: Some(window),
+                    scale: SCALE,
+                    softcap: None,
+                    sinks: vec![],
+                };
                 let mut out = device.tensor(LEN, HEADS * DIM).unwrap();
                 device.attend(&cache, 0, &x, &map, &spans, &mut out).unwrap();
                 assert_eq!(out.row(LEN - 1), expected(&x, window), "{class}");

@@ -1,4 +1,5 @@
-//! The paged KV cache: `[layer][block][kv_head][position][head_dim]`, keys and values apart.
+//! The paged KV cache: `[layer][block][kv_head][position][key_dim]` keys and, apart from them,
+//! values, unless those are prefixes of the keys.
 //!
 //! Rows are padded with zeros to a whole number of vectors, so that a dot product has no tail.
 
@@ -6,7 +7,7 @@ use super::lanes::{LANES, Lanes};
 use super::math::to_bf16;
 use super::tensor::CpuTensor;
 use crate::check::{Check, filled};
-use crate::{AttendSpan, CacheShape, DeviceError, Precision};
+use crate::{AttendSpan, CacheShape, CacheValue, DeviceError, Precision};
 
 /// A paged KV cache.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub(crate) enum Store {
     Bf16(Pages<u16>),
 }
 
-/// Keys and values, `rows * row_width(head_dim)` elements each.
+/// Keys and values of their own, `rows * row_width(dim)` elements each.
 #[derive(Debug)]
 pub(crate) struct Pages<E> {
     pub(crate) keys: Vec<E>,
@@ -65,35 +66,38 @@ impl Element for u16 {
     }
 }
 
-/// Elements that a head of `head_dim` takes.
-pub(crate) fn row_width(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(LANES)
+/// Elements that a head of width `dim` takes.
+pub(crate) fn row_width(dim: usize) -> usize {
+    dim.next_multiple_of(LANES)
 }
 
 impl<E: Element> Pages<E> {
     fn new(shape: &CacheShape) -> Result<Self, DeviceError> {
-        let factors = [
-            shape.layers,
-            shape.blocks,
-            shape.kv_heads,
-            shape.block_tokens,
-            row_width(shape.head_dim),
-        ];
-        Ok(Pages { keys: filled(&factors, E::ZERO)?, values: filled(&factors, E::ZERO)? })
+        let CacheShape { layers, blocks, kv_heads, block_tokens, .. } = *shape;
+        let of = |dim| filled(&[layers, blocks, kv_heads, block_tokens, row_width(dim)], E::ZERO);
+        let values = match shape.value {
+            CacheValue::Own(dim) => of(dim)?,
+            CacheValue::PrefixOfKey(_) => Vec::new(),
+        };
+        Ok(Pages { keys: of(shape.key_dim)?, values })
     }
 
+    /// `value` is ignored where values are prefixes of keys.
     fn put(&mut self, shape: &CacheShape, at: Slot, key: &[f32], value: &[f32]) {
-        let width = row_width(shape.head_dim);
         for head in 0..shape.kv_heads {
-            let start = at.row(shape, head) * width;
-            let from = head * shape.head_dim..(head + 1) * shape.head_dim;
-            for (to, from) in
-                [(&mut self.keys, &key[from.clone()]), (&mut self.values, &value[from])]
-            {
-                let row = to[start..start + width].iter_mut();
-                row.zip(from).for_each(|(to, &value)| *to = E::narrow(value));
+            let row = at.row(shape, head);
+            put(&mut self.keys, row, key, (head, shape.key_dim));
+            if let CacheValue::Own(dim) = shape.value {
+                put(&mut self.values, row, value, (head, dim));
             }
         }
+    }
+}
+
+fn put<E: Element>(to: &mut [E], row: usize, from: &[f32], (head, dim): (usize, usize)) {
+    let to = &mut to[row * row_width(dim)..][..dim];
+    for (to, from) in to.iter_mut().zip(&from[head * dim..]) {
+        *to = E::narrow(*from);
     }
 }
 
@@ -117,8 +121,14 @@ impl CpuCache {
     pub(crate) fn new(shape: CacheShape) -> Result<CpuCache, DeviceError> {
         let check = Check("cache");
         check.at_least("block_tokens", shape.block_tokens, 1)?;
-        check.at_least("head_dim", shape.head_dim, 1)?;
-        check.at_most("head_dim", shape.head_dim, 1 << 20)?;
+        check.at_least("key_dim", shape.key_dim, 1)?;
+        check.at_most("key_dim", shape.key_dim, 1 << 20)?;
+        check.at_least("value_dim", shape.value_dim(), 1)?;
+        let most = match shape.value {
+            CacheValue::Own(_) => 1 << 20,
+            CacheValue::PrefixOfKey(_) => shape.key_dim,
+        };
+        check.at_most("value_dim", shape.value_dim(), most)?;
         let store = match shape.precision {
             Precision::F32 => Store::F32(Pages::new(&shape)?),
             Precision::Bf16 | Precision::Int8 => Store::Bf16(Pages::new(&shape)?),
@@ -163,10 +173,16 @@ impl CpuCache {
     ) -> Result<(), DeviceError> {
         let check = Check("store_kv");
         let shape = self.shape;
-        let width = check.product("width of the keys", &[shape.kv_heads, shape.head_dim])?;
+        let width = check.product("width of the keys", &[shape.kv_heads, shape.key_dim])?;
+        let (value_column, value_width) = match shape.value {
+            CacheValue::Own(dim) => {
+                (value_column, check.product("width of the values", &[shape.kv_heads, dim])?)
+            }
+            CacheValue::PrefixOfKey(_) => (0, 0),
+        };
         check.below("layer", layer, shape.layers)?;
         check.fits("end of the keys", key_column, width, x.columns())?;
-        check.fits("end of the values", value_column, width, x.columns())?;
+        check.fits("end of the values", value_column, value_width, x.columns())?;
         for span in spans {
             self.check_span(check, span, x.rows(), span.start)?;
         }
@@ -176,7 +192,7 @@ impl CpuCache {
                 let block = span.blocks[position / shape.block_tokens] as usize;
                 let at = Slot { layer, block, position: position % shape.block_tokens };
                 let x = x.row(row);
-                let (key, value) = (&x[key_column..][..width], &x[value_column..][..width]);
+                let (key, value) = (&x[key_column..][..width], &x[value_column..][..value_width]);
                 match &mut self.store {
                     Store::F32(pages) => pages.put(&shape, at, key, value),
                     Store::Bf16(pages) => pages.put(&shape, at, key, value),

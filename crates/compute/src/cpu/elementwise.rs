@@ -1,12 +1,12 @@
 //! Operations that work on rows one by one.
 
 use super::lanes::{Kernel, LANES, Lanes, Simd};
-use super::math::silu;
+use super::math::{clamped_swiglu, gelu_tanh, sigmoid, silu, soft_capped};
 use super::pack::CpuMatrix;
 use super::team::Team;
 use super::tensor::CpuTensor;
 use crate::check::Check;
-use crate::{DeviceError, RopeTable, Routes};
+use crate::{Activation, DeviceError, Routes};
 
 /// See [`crate::Device::embed`].
 pub(crate) fn embed(
@@ -70,6 +70,24 @@ impl Kernel for RmsNorm<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
+        let factor = NormFactor { x: self.x, eps: self.eps }.run(lanes);
+        for ((out, x), weight) in self.out.iter_mut().zip(self.x).zip(self.weight) {
+            *out = x * factor * weight;
+        }
+    }
+}
+
+/// `1 / sqrt(mean of the squares + eps)`.
+pub(super) struct NormFactor<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) eps: f32,
+}
+
+impl Kernel for NormFactor<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) -> f32 {
         let (whole, rest) = self.x.as_chunks::<LANES>();
         let mut last = [0.0; LANES];
         last[..rest.len()].copy_from_slice(rest);
@@ -79,101 +97,58 @@ impl Kernel for RmsNorm<'_> {
             sum = lanes.fma(values, values, sum);
         }
         let mean = lanes.sum(sum) / self.x.len() as f32;
-        let factor = 1.0 / (mean + self.eps).sqrt();
-        for ((out, x), weight) in self.out.iter_mut().zip(self.x).zip(self.weight) {
-            *out = x * factor * weight;
-        }
+        1.0 / (mean + self.eps).sqrt()
     }
 }
 
-/// See [`crate::Device::rope`]: `(fma(a, cos, -(b * sin)), fma(b, cos, a * sin))`.
-pub(crate) fn rope(
-    (simd, team): (Simd, &Team),
-    x: &mut CpuTensor,
-    (from_column, heads): (usize, usize),
-    positions: &[u32],
-    table: &RopeTable,
-) -> Result<(), DeviceError> {
-    let check = Check("rope");
-    let half = table.head_dim / 2;
-    check.equal("head_dim % 2", table.head_dim % 2, 0)?;
-    check.equal("sines", table.sin.len(), table.cos.len())?;
-    check.equal("positions", positions.len(), x.rows())?;
-    let width = check.product("width of the heads", &[heads, table.head_dim])?;
-    check.fits("end of the heads", from_column, width, x.columns())?;
-    for &position in positions {
-        check.below("position", position as usize, table.positions())?;
-    }
-    if width == 0 {
-        return Ok(());
-    }
-    let columns = x.columns();
-    team.each(x.values_mut(), columns, width * 2, |first, part| {
-        for (row, &position) in part.chunks_mut(columns).zip(&positions[first..]) {
-            let at = position as usize * half;
-            let (cos, sin) = (&table.cos[at..at + half], &table.sin[at..at + half]);
-            simd.run(Rope { heads: &mut row[from_column..from_column + width], cos, sin });
-        }
-    });
-    Ok(())
-}
-
-struct Rope<'a> {
-    heads: &'a mut [f32],
-    cos: &'a [f32],
-    sin: &'a [f32],
-}
-
-impl Kernel for Rope<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, _: L) {
-        let half = self.cos.len();
-        for head in self.heads.chunks_exact_mut(half * 2) {
-            let (low, high) = head.split_at_mut(half);
-            for (((a, b), cos), sin) in low.iter_mut().zip(high).zip(self.cos).zip(self.sin) {
-                let (x, y) = (*a, *b);
-                *a = x.mul_add(*cos, -(y * sin));
-                *b = y.mul_add(*cos, x * sin);
-            }
-        }
-    }
-}
-
-/// See [`crate::Device::silu_mul`].
-pub(crate) fn silu_mul(
+/// See [`crate::Device::gate`].
+pub(crate) fn gate(
     (simd, team): (Simd, &Team),
     x: &CpuTensor,
     width: usize,
+    activation: Activation,
     out: &mut CpuTensor,
 ) -> Result<(), DeviceError> {
-    let check = Check("silu_mul");
+    let check = Check("gate");
     check.equal("columns of x", x.columns(), check.product("width of x", &[width, 2])?)?;
     check.equal("rows of out", out.rows(), x.rows())?;
     check.equal("columns of out", out.columns(), width)?;
     team.each(out.values_mut(), width, width.saturating_mul(8), |first, part| {
         for (i, out) in part.chunks_mut(width).enumerate() {
             let (gate, up) = x.row(first + i).split_at(width);
-            simd.run(SiluMul { gate, up, out });
+            simd.run(Gate { gate, up, activation, out });
         }
     });
     Ok(())
 }
 
-struct SiluMul<'a> {
+struct Gate<'a> {
     gate: &'a [f32],
     up: &'a [f32],
+    activation: Activation,
     out: &'a mut [f32],
 }
 
-impl Kernel for SiluMul<'_> {
+impl Gate<'_> {
+    #[inline(always)]
+    fn each(self, f: impl Fn(f32, f32) -> f32) {
+        for ((out, gate), up) in self.out.iter_mut().zip(self.gate).zip(self.up) {
+            *out = f(*gate, *up);
+        }
+    }
+}
+
+impl Kernel for Gate<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) {
-        for ((out, gate), up) in self.out.iter_mut().zip(self.gate).zip(self.up) {
-            *out = silu(*gate) * up;
+        match self.activation {
+            Activation::Silu => self.each(|g, u| silu(g) * u),
+            Activation::GeluTanh => self.each(|g, u| gelu_tanh(g) * u),
+            Activation::ClampedSwiglu { alpha, limit } => {
+                self.each(|g, u| clamped_swiglu(g, u, alpha, limit));
+            }
         }
     }
 }
@@ -275,4 +250,52 @@ pub(crate) fn add(
         }
     });
     Ok(())
+}
+
+/// See [`crate::Device::add_gated`].
+pub(crate) fn add_gated(
+    (simd, team): (Simd, &Team),
+    x: &mut CpuTensor,
+    y: &CpuTensor,
+    gates: &CpuTensor,
+    copies: usize,
+) -> Result<(), DeviceError> {
+    let check = Check("add_gated");
+    let (columns, tokens) = (x.columns(), gates.rows());
+    check.equal("columns of gates", gates.columns(), 1)?;
+    check.equal("rows of x", x.rows(), check.product("rows of x", &[copies, tokens])?)?;
+    check.equal("rows of y", y.rows(), x.rows())?;
+    check.equal("columns of y", y.columns(), columns)?;
+    team.each(x.values_mut(), columns, columns, |first, part| {
+        for (i, out) in part.chunks_mut(columns).enumerate() {
+            let weight = sigmoid(gates.values()[(first + i) % tokens]);
+            simd.run(AddScaled { y: y.row(first + i), weight, out });
+        }
+    });
+    Ok(())
+}
+
+/// See [`crate::Device::scale`].
+pub(crate) fn scale(team: &Team, x: &mut CpuTensor, factor: f32) {
+    team.each(x.values_mut(), 1, 1, |_, part| part.iter_mut().for_each(|x| *x *= factor));
+}
+
+/// See [`crate::Device::softcap`].
+pub(crate) fn softcap((simd, team): (Simd, &Team), x: &mut CpuTensor, cap: f32) {
+    team.each(x.values_mut(), 1, 16, |_, values| simd.run(SoftCap { values, cap }));
+}
+
+/// Caps each of `values`.
+pub(super) struct SoftCap<'a> {
+    pub(super) values: &'a mut [f32],
+    pub(super) cap: f32,
+}
+
+impl Kernel for SoftCap<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) {
+        self.values.iter_mut().for_each(|x| *x = soft_capped(*x, self.cap));
+    }
 }

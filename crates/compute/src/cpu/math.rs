@@ -44,6 +44,66 @@ pub(crate) fn silu(x: f32) -> f32 {
     numerator / (1.0 + z)
 }
 
+/// `1 / (1 + e^-x)`; never overflows on the way.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    let z = exp(-x.abs());
+    let numerator = if x < 0.0 { z } else { 1.0 };
+    numerator / (1.0 + z)
+}
+
+/// The hyperbolic tangent to within 3 units in the last place; odd.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    let a = x.abs();
+    let far = 1.0 - 2.0 / (exp(2.0 * a) + 1.0);
+    // Near zero the difference would cancel. Taylor's series in x^2 up to x^15: the first term
+    // left out is below 1e-8 of the result at 0.5.
+    let square = x * x;
+    let mut p = -929_569.0 / 638_512_875.0;
+    for coefficient in [
+        21_844.0 / 6_081_075.0,
+        -1_382.0 / 155_925.0,
+        62.0 / 2_835.0,
+        -17.0 / 315.0,
+        2.0 / 15.0,
+        -1.0 / 3.0,
+    ] {
+        p = square.mul_add(p, coefficient);
+    }
+    let near = x.mul_add(square * p, x);
+    (if a < 0.5 { near } else { far }).copysign(x)
+}
+
+/// `cap * tanh(x / cap)`.
+#[inline(always)]
+pub(crate) fn soft_capped(x: f32, cap: f32) -> f32 {
+    cap * tanh(x / cap)
+}
+
+/// `0.5 * x * (1 + tanh(v))` with `v = sqrt(2 / pi) * (x + 0.044715 * x^3)`, as
+/// `x * sigmoid(2 * v)`, which is the same number without the cancellation: `-0` at `-infinity`.
+#[inline(always)]
+pub(crate) fn gelu_tanh(x: f32) -> f32 {
+    const TWICE_ROOT: f32 = 2.0 * 0.797_884_6;
+    // Where the sigmoid is 0 anyway; keeps an infinity from being multiplied by it.
+    let x = if x < -200.0 { -200.0 } else { x };
+    let cube = x * x * x;
+    x * sigmoid(TWICE_ROOT * 0.044_715_f32.mul_add(cube, x))
+}
+
+/// `(u + 1) * (g * sigmoid(alpha * g))` with `g` at most `limit` and `u` within `+-limit`; NaN
+/// stays NaN.
+#[inline(always)]
+pub(crate) fn clamped_swiglu(g: f32, u: f32, alpha: f32, limit: f32) -> f32 {
+    let g = if g > limit { limit } else { g };
+    // Far below, the product is 0 (at infinity it would be NaN).
+    let g = if g < f32::MIN { f32::MIN } else { g };
+    let u = if u > limit { limit } else { u };
+    let u = if u < -limit { -limit } else { u };
+    (u + 1.0) * (g * sigmoid(alpha * g))
+}
+
 /// The nearest bfloat16, ties to even; NaN stays NaN.
 #[inline(always)]
 pub(crate) fn to_bf16(x: f32) -> u16 {
@@ -138,6 +198,71 @@ mod tests {
         assert_eq!(silu(f32::MIN), 0.0);
         assert_eq!(silu(f32::MAX), f32::MAX);
         assert!(silu(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn tanh_is_within_its_bound() {
+        let steps = if cfg!(miri) { 400 } else { 1_000_000 };
+        let mut worst = 0_f64;
+        for i in 1..=steps {
+            let x = (12.0 * (i as f64 / steps as f64).powi(3)) as f32;
+            worst = worst.max(ulps(tanh(x), libm::tanh(f64::from(x))));
+            assert_eq!(tanh(-x).to_bits(), (-tanh(x)).to_bits());
+        }
+        assert!(worst < 3.0, "{worst} ulp");
+        for x in [f32::MIN_POSITIVE, 1e-40, 1e-20, 0.0, -0.0] {
+            assert_eq!(tanh(x).to_bits(), x.to_bits());
+        }
+        assert_eq!([tanh(f32::INFINITY), tanh(f32::MAX), tanh(-20.0)], [1.0, 1.0, -1.0]);
+        assert!(tanh(f32::NAN).is_nan());
+        // A cap far above changes little, one far below cuts.
+        assert_eq!(soft_capped(1e-3, 50.0), 1e-3);
+        assert_eq!(soft_capped(-1e9, 30.0), -30.0);
+        assert_eq!(soft_capped(f32::INFINITY, 30.0), 30.0);
+    }
+
+    #[test]
+    fn sigmoid_is_close_and_sound_far_out() {
+        for i in -4000..=4000 {
+            let x = i as f32 * 0.02;
+            let exact = 1.0 / (1.0 + libm::exp(-f64::from(x)));
+            let error = (f64::from(sigmoid(x)) - exact).abs();
+            assert!(error <= exact * 3e-7, "sigmoid({x}) = {} not {exact}", sigmoid(x));
+        }
+        assert_eq!([sigmoid(f32::NEG_INFINITY), sigmoid(0.0), sigmoid(f32::MAX)], [0.0, 0.5, 1.0]);
+        assert!(sigmoid(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn gates_are_close_and_sound_far_out() {
+        for i in -3000..=3000 {
+            let x = i as f32 * 0.01;
+            let v = f64::from(x);
+            let inner = 0.797_884_560_802_865_4 * (v + 0.044_715 * v * v * v);
+            // Written with the exponential: 1 + tanh would cancel in f64 too.
+            let exact = v / (1.0 + libm::exp(-2.0 * inner));
+            let error = (f64::from(gelu_tanh(x)) - exact).abs();
+            // The argument's error counts as often as the argument is large.
+            let bound = exact.abs() * 4e-7 * (1.0 + inner.abs()) + 2e-43;
+            assert!(error <= bound, "gelu({x}) = {} not {exact}", gelu_tanh(x));
+        }
+        assert_eq!(gelu_tanh(f32::NEG_INFINITY), 0.0);
+        assert_eq!(gelu_tanh(-1e30), 0.0);
+        assert_eq!(gelu_tanh(f32::INFINITY), f32::INFINITY);
+        assert!(gelu_tanh(f32::NAN).is_nan());
+
+        for (g, u) in [(0.3_f64, -0.7_f64), (9.0, 8.0), (-40.0, -9.0), (-2.5, 6.9), (7.1, -7.1)] {
+            let (g64, u64) = (g.min(7.0), u.clamp(-7.0, 7.0));
+            let exact = (u64 + 1.0) * g64 / (1.0 + libm::exp(-1.702 * g64));
+            let got = f64::from(clamped_swiglu(g as f32, u as f32, 1.702, 7.0));
+            let bound = exact.abs() * 1e-6 * (1.0 + g64.abs());
+            assert!((got - exact).abs() <= bound, "{got} is not {exact}");
+        }
+        assert_eq!(clamped_swiglu(f32::NEG_INFINITY, 1.0, 1.702, 7.0), 0.0);
+        let most = clamped_swiglu(7.0, 7.0, 1.702, 7.0);
+        assert_eq!(clamped_swiglu(f32::INFINITY, f32::INFINITY, 1.702, 7.0), most);
+        assert!(clamped_swiglu(f32::NAN, 1.0, 1.702, 7.0).is_nan());
+        assert!(clamped_swiglu(1.0, f32::NAN, 1.702, 7.0).is_nan());
     }
 
     #[test]

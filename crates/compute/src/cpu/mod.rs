@@ -4,11 +4,13 @@ mod attention;
 mod cache;
 mod class;
 mod elementwise;
+mod heads;
 mod lanes;
 mod math;
 mod matmul;
 mod pack;
 mod route;
+mod stored;
 mod team;
 mod tensor;
 
@@ -18,8 +20,8 @@ pub use pack::CpuMatrix;
 pub use tensor::CpuTensor;
 
 use crate::device::{
-    AttendSpan, CacheShape, Device, DeviceError, HeadMap, Precision, RopeTable, Routes, Segment,
-    WeightSource,
+    Activation, AttendSpan, CacheShape, Columns, Device, DeviceError, HeadMap, Precision,
+    RopeTable, Routes, Routing, Segment, WeightSource,
 };
 use lanes::Simd;
 use std::fmt;
@@ -155,10 +157,37 @@ impl Device for CpuDevice {
         x: &mut CpuTensor,
         from_column: usize,
         heads: usize,
+        stride: usize,
         positions: &[u32],
         table: &RopeTable,
     ) -> Result<(), DeviceError> {
-        elementwise::rope(self.hands(), x, (from_column, heads), positions, table)
+        let at = Columns { first: from_column, stride };
+        heads::rope(self.hands(), x, (at, heads), positions, table)
+    }
+
+    fn norm_heads(
+        &self,
+        x: &mut CpuTensor,
+        from_column: usize,
+        heads: usize,
+        stride: usize,
+        weight: &[f32],
+        eps: f32,
+    ) -> Result<(), DeviceError> {
+        let at = Columns { first: from_column, stride };
+        heads::norm(self.hands(), x, (at, heads), weight, eps)
+    }
+
+    fn copy_columns(
+        &self,
+        x: &CpuTensor,
+        from: Columns,
+        width: usize,
+        heads: usize,
+        out: &mut CpuTensor,
+        to: Columns,
+    ) -> Result<(), DeviceError> {
+        heads::copy(&self.shared.team, (x, from), (width, heads), (out, to))
     }
 
     fn store_kv(
@@ -185,22 +214,18 @@ impl Device for CpuDevice {
         attention::attend(self.hands(), cache, layer, x, (map, spans), out)
     }
 
-    fn silu_mul(
+    fn gate(
         &self,
         x: &CpuTensor,
         width: usize,
+        activation: Activation,
         out: &mut CpuTensor,
     ) -> Result<(), DeviceError> {
-        elementwise::silu_mul(self.hands(), x, width, out)
+        elementwise::gate(self.hands(), x, width, activation, out)
     }
 
-    fn route(
-        &self,
-        logits: &CpuTensor,
-        chosen: usize,
-        renormalise: bool,
-    ) -> Result<Routes, DeviceError> {
-        route::route(logits, chosen, renormalise)
+    fn route(&self, logits: &CpuTensor, routing: &Routing<'_>) -> Result<Routes, DeviceError> {
+        route::route(logits, routing)
     }
 
     fn gather_rows(
@@ -231,6 +256,26 @@ impl Device for CpuDevice {
     ) -> Result<(), DeviceError> {
         elementwise::add(&self.shared.team, x, y, bias)
     }
+
+    fn add_gated(
+        &self,
+        x: &mut CpuTensor,
+        y: &CpuTensor,
+        gates: &CpuTensor,
+        copies: usize,
+    ) -> Result<(), DeviceError> {
+        elementwise::add_gated(self.hands(), x, y, gates, copies)
+    }
+
+    fn scale(&self, x: &mut CpuTensor, factor: f32) -> Result<(), DeviceError> {
+        elementwise::scale(&self.shared.team, x, factor);
+        Ok(())
+    }
+
+    fn softcap(&self, x: &mut CpuTensor, cap: f32) -> Result<(), DeviceError> {
+        elementwise::softcap(self.hands(), x, cap);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -240,13 +285,8 @@ mod tests {
 
     /// `values` is `[outputs, 70]`.
     fn product(device: &CpuDevice, rows: usize, values: &[u8]) -> Vec<u32> {
-        let source = WeightSource {
-            bytes: values,
-            stored: StoredType::Bf16,
-            stored_columns: 70,
-            rows: 0..values.len() / 140,
-            columns: 0..70,
-        };
+        let source =
+            WeightSource::plain(values, StoredType::Bf16, 70, 0..values.len() / 140, 0..70);
         let matrix = device.pack(&source, Precision::Int8).unwrap();
         let mut x = device.tensor(rows, 70).unwrap();
         for (i, x) in x.values_mut().iter_mut().enumerate() {

@@ -5,9 +5,10 @@
 
 use super::lanes::LANES;
 use super::math::{from_bf16, quantise, to_bf16};
+use super::stored::Reader;
 use super::team::{Disjoint, Team};
-use crate::check::{Check, filled};
-use crate::{DeviceError, Precision, StoredType, WeightSource};
+use crate::check::filled;
+use crate::{DeviceError, Precision, WeightSource};
 
 /// Outputs in a panel.
 pub(crate) const PANEL: usize = 2 * LANES;
@@ -162,7 +163,7 @@ fn read_row<S: PackedStep>(steps: &[S], inputs: usize, o: usize, out: &mut [f32]
     }
 }
 
-/// Packs a rectangle of a stored matrix.
+/// See [`crate::Device::pack`].
 pub(crate) fn pack(
     team: &Team,
     source: &WeightSource<'_>,
@@ -201,54 +202,4 @@ fn fill<S: PackedStep>(team: &Team, reader: &Reader<'_>) -> Result<Vec<S>, Devic
         }
     });
     Ok(steps)
-}
-
-/// A checked rectangle of stored values.
-struct Reader<'a> {
-    bytes: &'a [u8],
-    stored: StoredType,
-    /// Byte offset of the first value taken, bytes between rows, rows and columns taken.
-    start: usize,
-    stride: usize,
-    rows: usize,
-    columns: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn new(source: &WeightSource<'a>) -> Result<Self, DeviceError> {
-        let check = Check("pack");
-        let size = match source.stored {
-            StoredType::F32 => 4,
-            StoredType::F16 | StoredType::Bf16 => 2,
-        };
-        let stride = check.product("bytes of a stored row", &[source.stored_columns, size])?;
-        let (rows, columns) = (&source.rows, &source.columns);
-        check.at_most("start of the rows", rows.start, rows.end)?;
-        check.at_most("start of the columns", columns.start, columns.end)?;
-        check.at_most("end of the columns", columns.end, source.stored_columns)?;
-        if stride > 0 {
-            check.equal("bytes beyond whole rows", source.bytes.len() % stride, 0)?;
-            check.at_most("end of the rows", rows.end, source.bytes.len() / stride)?;
-        }
-        let empty = rows.is_empty() || columns.is_empty();
-        let start = if empty { 0 } else { rows.start * stride + columns.start * size };
-        let (bytes, stored) = (source.bytes, source.stored);
-        Ok(Reader { bytes, stored, start, stride, rows: rows.len(), columns: columns.len() })
-    }
-
-    /// Row `row` of the rectangle, widened.
-    fn read(&self, row: usize, out: &mut [f32]) {
-        let bytes = &self.bytes[self.start + row * self.stride..];
-        match self.stored {
-            StoredType::F32 => widen(bytes, out, f32::from_le_bytes),
-            StoredType::F16 => widen(bytes, out, |b| half::f16::from_le_bytes(b).to_f32()),
-            StoredType::Bf16 => widen(bytes, out, |b| from_bf16(u16::from_le_bytes(b))),
-        }
-    }
-}
-
-fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f32) {
-    for (value, &bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
-        *value = f(bytes);
-    }
 }

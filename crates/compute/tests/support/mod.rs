@@ -67,13 +67,8 @@ pub(crate) fn tensor(device: &CpuDevice, columns: usize, values: &[f32]) -> CpuT
 /// A packed matrix of f32 values `[outputs, inputs]`.
 pub(crate) fn matrix(device: &CpuDevice, inputs: usize, values: &[f32], p: Precision) -> CpuMatrix {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let source = WeightSource {
-        bytes: &bytes,
-        stored: StoredType::F32,
-        stored_columns: inputs,
-        rows: 0..values.len() / inputs,
-        columns: 0..inputs,
-    };
+    let source =
+        WeightSource::plain(&bytes, StoredType::F32, inputs, 0..values.len() / inputs, 0..inputs);
     device.pack(&source, p).unwrap()
 }
 

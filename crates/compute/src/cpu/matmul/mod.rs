@@ -242,13 +242,8 @@ mod tests {
     use crate::{StoredType, WeightSource};
 
     fn matrix(outputs: usize) -> CpuMatrix {
-        let source = WeightSource {
-            bytes: &vec![0; outputs * 8],
-            stored: StoredType::F32,
-            stored_columns: 2,
-            rows: 0..outputs,
-            columns: 0..2,
-        };
+        let bytes = vec![0; outputs * 8];
+        let source = WeightSource::plain(&bytes, StoredType::F32, 2, 0..outputs, 0..2);
         super::super::pack::pack(&Team::new(1).unwrap(), &source, Precision::F32).unwrap()
     }
 
