@@ -10,9 +10,26 @@ use model::ModelSpec;
 use model::safetensors::parse_header;
 use serde_json::Value;
 
-/// Every golden checkpoint of the families that are understood.
-pub const NAMES: [&str; 5] =
-    ["llama3", "llama-tied-f32", "llama-kv2-oddvocab", "mistral-window", "mixtral"];
+/// Every golden checkpoint.
+pub const NAMES: [&str; 17] = [
+    "llama3",
+    "llama-tied-f32",
+    "llama-kv2-oddvocab",
+    "mistral-window",
+    "mixtral",
+    "deepseek-v2-lite",
+    "deepseek-v2",
+    "deepseek-v3",
+    "deepseek-v3-fp8",
+    "qwen2",
+    "qwen3",
+    "qwen3-moe",
+    "gpt-oss",
+    "gpt-oss-mxfp4",
+    "phi3",
+    "gemma2",
+    "gemma3",
+];
 
 /// One golden checkpoint.
 pub struct Golden {
@@ -26,6 +43,18 @@ pub struct Golden {
     pub prompts: BTreeMap<String, Prompt>,
     /// Tokens generated per prompt.
     pub generate: usize,
+    /// By name of a mistake: how far it moves the reference's logprobs.
+    pub mistakes: BTreeMap<String, Distance>,
+}
+
+/// Differences of logprobs: of the 20 most likely tokens at each generated token of each prompt,
+/// the reference's continuation being fed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Distance {
+    /// The largest.
+    pub max: f64,
+    /// The mean.
+    pub mean: f64,
 }
 
 /// One prompt with what the reference made of it.
@@ -63,12 +92,20 @@ pub fn load(name: &str) -> Golden {
     let blob = std::fs::read(directory.join("golden.safetensors")).expect("golden.safetensors");
     let prompts = json["prompts"].as_object().expect("prompts");
     let prompts = prompts.iter().map(|(name, p)| (name.clone(), prompt(name, p, &blob))).collect();
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let mistakes = json["sensitivity"].as_object().expect("sensitivity").iter();
     Golden {
         directory,
         spec: Arc::new(spec),
         checkpoint: Arc::new(checkpoint),
         prompts,
         generate: json["max_new_tokens"].as_u64().expect("max_new_tokens") as usize,
+        mistakes: mistakes
+            .map(|(name, d)| {
+                let distance = Distance { max: number(&d["max"]), mean: number(&d["mean"]) };
+                (name.clone(), distance)
+            })
+            .collect(),
     }
 }
 

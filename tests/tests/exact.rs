@@ -18,24 +18,63 @@ fn alone(golden: &Golden, setup: &Setup) -> Trace {
     run(&golden.spec, &golden.checkpoint, setup, &[watched(golden)])
 }
 
-/// Runs a setup and compares it with one rank, one thread, one sequence, one chunk.
-fn same(golden: &Golden, what: &str, setup: &Setup) {
-    let base = Setup { compute: setup.compute, ..Setup::even(1) };
-    let (want, got) = (alone(golden, &base), alone(golden, setup));
-    assert_eq!(want.generated, got.generated, "{what}: other tokens");
-    assert_eq!(want.logits.len(), got.logits.len(), "{what}: other positions");
-    assert_eq!(want.digest(0), got.digest(0), "{what}: other bits");
+/// A golden model with the watched sequence on one rank, one thread, alone, in one chunk.
+struct Base {
+    name: &'static str,
+    golden: Golden,
+    compute: ComputeType,
+    want: Trace,
 }
 
-/// A model with experts, and one whose KV heads are shared by stripes.
-const MODELS: [&str; 2] = ["mixtral", "llama-kv2-oddvocab"];
+impl Base {
+    fn new(name: &'static str, compute: ComputeType) -> Self {
+        let golden = golden::load(name);
+        let want = alone(&golden, &Setup { compute, ..Setup::even(1) });
+        Self { name, golden, compute, want }
+    }
+
+    /// Runs it as a setup says and compares.
+    fn same(&self, how: &str, setup: Setup) {
+        let got = alone(&self.golden, &Setup { compute: self.compute, ..setup });
+        let what = format!("{} {:?} {how}", self.name, self.compute);
+        assert_eq!(self.want.generated, got.generated, "{what}: other tokens");
+        assert_eq!(self.want.logits.len(), got.logits.len(), "{what}: other positions");
+        assert_eq!(self.want.digest(0), got.digest(0), "{what}: other bits");
+    }
+}
+
+/// Experts, KV heads shared by stripes, and what each of the other families brings: latent
+/// attention with and without a query latent, groups and shared experts, sinks and MXFP4, post
+/// norms and windows, head norms.
+const MODELS: [&str; 7] = [
+    "mixtral",
+    "llama-kv2-oddvocab",
+    "deepseek-v3",
+    "deepseek-v2-lite",
+    "gpt-oss-mxfp4",
+    "gemma3",
+    "qwen3-moe",
+];
+
+/// One of grouped and one of latent attention, for what depends on no model.
+const TWO: [&str; 2] = ["mixtral", "deepseek-v3"];
 
 #[test]
 fn any_number_of_ranks_gives_the_same_bits() {
     for name in MODELS {
-        let golden = golden::load(name);
+        let base = Base::new(name, ComputeType::F32);
         for ranks in [2, 3, 4, 5, 7, 8] {
-            same(&golden, &format!("{name} on {ranks} ranks"), &Setup::even(ranks));
+            base.same(&format!("on {ranks} ranks"), Setup::even(ranks));
+        }
+    }
+}
+
+#[test]
+fn every_golden_model_gives_the_same_bits_on_some_ranks() {
+    for name in golden::NAMES {
+        let base = Base::new(name, ComputeType::F32);
+        for ranks in [2, 3, 4, 8] {
+            base.same(&format!("on {ranks} ranks"), Setup::even(ranks));
         }
     }
 }
@@ -45,56 +84,47 @@ fn any_split_of_stripes_gives_the_same_bits() {
     let by_weight = vec![(0..6).collect(), vec![6, 7]];
     let scattered = vec![vec![1, 4, 6], vec![0, 2, 7], vec![3, 5]];
     for name in MODELS {
-        let golden = golden::load(name);
-        same(&golden, &format!("{name} at 3:1"), &Setup::owned(by_weight.clone()));
-        same(&golden, &format!("{name} scattered"), &Setup::owned(scattered.clone()));
+        let base = Base::new(name, ComputeType::F32);
+        base.same("at 3:1", Setup::owned(by_weight.clone()));
+        base.same("scattered", Setup::owned(scattered.clone()));
     }
 }
 
 #[test]
 fn tcp_gives_the_same_bits_as_local() {
-    for name in MODELS {
-        let golden = golden::load(name);
+    for name in TWO {
+        let base = Base::new(name, ComputeType::F32);
         for ranks in [2, 3, 8] {
             let setup = Setup { tcp: true, ..Setup::even(ranks) };
-            same(&golden, &format!("{name} on {ranks} ranks over TCP"), &setup);
+            base.same(&format!("on {ranks} ranks over TCP"), setup);
         }
     }
 }
 
 #[test]
-fn chunks_give_the_same_bits_as_whole_prompts() {
+fn chunks_and_threads_change_no_bit() {
     for name in golden::NAMES {
-        let golden = golden::load(name);
+        let base = Base::new(name, ComputeType::F32);
         for chunk in [1, 7, 64] {
-            let setup = Setup { chunk, ..Setup::even(1) };
-            same(&golden, &format!("{name} in chunks of {chunk}"), &setup);
+            base.same(&format!("in chunks of {chunk}"), Setup { chunk, ..Setup::even(1) });
         }
-    }
-}
-
-#[test]
-fn threads_give_the_same_bits_as_one() {
-    for name in golden::NAMES {
-        let golden = golden::load(name);
-        let setup = Setup { threads: 2, ..Setup::even(1) };
-        same(&golden, &format!("{name} with 2 threads"), &setup);
+        base.same("with 2 threads", Setup { threads: 2, ..Setup::even(1) });
     }
 }
 
 #[test]
 fn every_kernel_class_gives_the_same_bits() {
     let best = KernelClass::detect();
-    for class in [KernelClass::Portable, KernelClass::Avx2, KernelClass::Avx512] {
-        if class > best {
-            println!("{class} is not had by this processor: skipped");
-            continue;
-        }
-        for compute in [ComputeType::F32, ComputeType::Bf16, ComputeType::Int8] {
-            for name in MODELS {
-                let golden = golden::load(name);
-                let setup = Setup { kernels: Some(class), compute, ..Setup::even(1) };
-                same(&golden, &format!("{name} {compute:?} with {class} kernels"), &setup);
+    for compute in [ComputeType::F32, ComputeType::Bf16, ComputeType::Int8] {
+        for name in MODELS {
+            let base = Base::new(name, compute);
+            for class in [KernelClass::Portable, KernelClass::Avx2, KernelClass::Avx512] {
+                if class > best {
+                    println!("{class} is not had by this processor: skipped");
+                    continue;
+                }
+                let setup = Setup { kernels: Some(class), ..Setup::even(1) };
+                base.same(&format!("with {class} kernels"), setup);
             }
         }
     }
@@ -104,10 +134,10 @@ fn every_kernel_class_gives_the_same_bits() {
 fn bf16_and_int8_are_as_exact_as_f32() {
     for compute in [ComputeType::Bf16, ComputeType::Int8] {
         for name in MODELS {
-            let golden = golden::load(name);
+            let base = Base::new(name, compute);
             for ranks in [3, 8] {
-                let setup = Setup { compute, chunk: 7, threads: 2, ..Setup::even(ranks) };
-                same(&golden, &format!("{name} {compute:?} on {ranks} ranks"), &setup);
+                let setup = Setup { chunk: 7, threads: 2, ..Setup::even(ranks) };
+                base.same(&format!("on {ranks} ranks"), setup);
             }
         }
     }
@@ -127,7 +157,7 @@ fn crowd(golden: &Golden, generate: usize) -> Vec<Request> {
 
 #[test]
 fn a_crowd_changes_no_bit() {
-    for name in golden::NAMES {
+    for name in MODELS {
         let golden = golden::load(name);
         let want = alone(&golden, &Setup::even(1));
         for ranks in [1, 3] {
@@ -141,7 +171,7 @@ fn a_crowd_changes_no_bit() {
 
 #[test]
 fn preemption_changes_no_bit() {
-    for name in MODELS {
+    for name in TWO {
         let golden = golden::load(name);
         let requests = crowd(&golden, 60);
         let free = run(&golden.spec, &golden.checkpoint, &Setup::even(1), &requests);

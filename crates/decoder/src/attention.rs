@@ -1,45 +1,72 @@
 //! One layer's attention on one rank.
 
 use collective::Collective;
-use compute::Device;
+use compute::{Device, RopeTable};
 
-use crate::forward::{Batch, Decoder, ForwardError};
+use crate::forward::{After, Batch, Decoder, ForwardError, Scratch};
+use crate::latent;
+use crate::weights::{AttentionWeights, GroupedWeights};
 
 impl<D: Device> Decoder<D> {
-    /// `x += sum over stripes of output(attend(rope(qkv(norm(x)))))`.
+    /// `x += sum over stripes of output(heads(norm(x)))`.
     pub(crate) fn attention(
         &mut self,
         layer: usize,
         batch: &Batch<'_>,
         collective: &mut dyn Collective<D>,
     ) -> Result<(), ForwardError> {
+        let (rows, hidden, eps) = (batch.rows, self.spec.hidden, self.spec.norm_eps);
         let (device, s) = (&self.device, &mut self.scratch);
-        let w = &self.layers[layer].attention;
-        let (rows, hidden) = (batch.rows, self.spec.hidden);
-        let (queries, own) = (w.map.kv_of_query.len(), w.output.len());
-        let query_columns = queries * w.head_dim;
-        let kv_columns = w.kv_heads * w.head_dim;
-
+        let w = &self.layers[layer];
         device.reshape(&mut s.h, rows, hidden)?;
-        device.rms_norm(&s.x, &w.norm, self.spec.norm_eps, &mut s.h)?;
-        device.reshape(&mut s.wide, rows, query_columns + 2 * kv_columns)?;
-        let segments: Vec<_> = w.qkv.iter().map(|p| p.outward(0..rows)).collect();
-        device.matmul(&s.h, &segments, &mut s.wide)?;
-
-        // Queries and keys stand side by side and share the rotary table.
-        let rope = &self.ropes[w.rope];
-        device.rope(&mut s.wide, 0, queries + w.kv_heads, &batch.positions, rope)?;
+        device.rms_norm(&s.x, &w.attention_norm, eps, &mut s.h)?;
         let cache = &mut self.caches[layer];
-        let value_column = query_columns + kv_columns;
-        device.store_kv(cache, 0, &s.wide, query_columns, value_column, &batch.spans)?;
-        device.reshape(&mut s.inner, rows, query_columns)?;
-        device.attend(cache, 0, &s.wide, &w.map, &batch.spans, &mut s.inner)?;
-
+        match &w.attention {
+            AttentionWeights::Grouped(w) => {
+                grouped(device, s, w, (cache, &self.ropes[w.rope], eps), batch)?;
+            }
+            AttentionWeights::Latent(w) => {
+                latent::heads(device, s, w, (cache, &self.ropes[w.rope]), batch)?;
+            }
+        }
+        let own = w.output.len();
         device.reshape(&mut s.partials, own * rows, hidden)?;
-        device.reshape(&mut s.sum, rows, hidden)?;
         let segments: Vec<_> =
             w.output.iter().enumerate().map(|(i, p)| p.inward(0..rows, i * rows)).collect();
         device.matmul(&s.inner, &segments, &mut s.partials)?;
-        Self::add_partials(device, s, rows, w.output_bias.as_deref(), collective)
+        let after = After {
+            hidden,
+            bias: w.output_bias.as_deref(),
+            norm: w.attention_post_norm.as_deref(),
+            eps,
+        };
+        Self::add_partials(device, s, rows, after, collective)
     }
+}
+
+/// From the normed stream in `h` to `[T, query heads * head_dim]` in `inner`.
+fn grouped<D: Device>(
+    device: &D,
+    s: &mut Scratch<D>,
+    w: &GroupedWeights<D>,
+    (cache, rope, eps): (&mut D::Cache, &RopeTable, f32),
+    batch: &Batch<'_>,
+) -> Result<(), ForwardError> {
+    let (rows, dim) = (batch.rows, w.head_dim);
+    let queries = w.map.kv_of_query.len();
+    let (query_columns, kv_columns) = (queries * dim, w.kv_heads * dim);
+    device.reshape(&mut s.wide, rows, query_columns + 2 * kv_columns)?;
+    let segments: Vec<_> = w.qkv.iter().map(|p| p.outward(0..rows)).collect();
+    device.matmul(&s.h, &segments, &mut s.wide)?;
+    if let Some((query, key)) = &w.head_norms {
+        device.norm_heads(&mut s.wide, 0, queries, dim, query, eps)?;
+        device.norm_heads(&mut s.wide, query_columns, w.kv_heads, dim, key, eps)?;
+    }
+    // Queries and keys stand side by side and share the rotary table.
+    device.rope(&mut s.wide, 0, queries + w.kv_heads, dim, &batch.positions, rope)?;
+    let value_column = query_columns + kv_columns;
+    device.store_kv(cache, 0, &s.wide, query_columns, value_column, &batch.spans)?;
+    device.reshape(&mut s.inner, rows, query_columns)?;
+    device.attend(cache, 0, &s.wide, &w.map, &batch.spans, &mut s.inner)?;
+    Ok(())
 }

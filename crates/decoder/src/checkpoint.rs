@@ -1,13 +1,13 @@
 //! A model directory's safetensors files, mapped and checked against the spec before use.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use compute::{MappedFile, StoredType};
-use half::{bf16, f16};
-use model::safetensors::{self, Dtype, Header, Index, SafetensorsError};
-use model::{ModelSpec, Part, TensorSpec};
+use compute::MappedFile;
+use model::safetensors::{self, Header, Index, SafetensorsError};
+use model::{ModelSpec, Part};
+
+use crate::stored::{Finder, Located, StoredTensor};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -61,8 +61,8 @@ pub enum CheckpointError {
         /// The other.
         second: String,
     },
-    /// A tensor's element type is not one the loader reads.
-    #[error("{file}: tensor {tensor} has type {dtype}; f32, f16 and bf16 are supported")]
+    /// A tensor's element type is not the one its encoding has.
+    #[error("{file}: tensor {tensor} has type {dtype}, expected {expected}")]
     Type {
         /// The file.
         file: String,
@@ -70,6 +70,18 @@ pub enum CheckpointError {
         tensor: String,
         /// Its type.
         dtype: String,
+        /// What would be read.
+        expected: &'static str,
+    },
+    /// A part of a tensor was asked for that does not stand in what is stored.
+    #[error("tensor {tensor} does not hold elements {first}..{end} as a vector")]
+    Outside {
+        /// The tensor.
+        tensor: String,
+        /// First element wanted.
+        first: usize,
+        /// Past the last.
+        end: usize,
     },
     /// A tensor stands in the checkpoint that the spec gives no meaning.
     #[error(
@@ -97,55 +109,10 @@ pub struct Checkpoint {
     tensors: BTreeMap<(Option<usize>, Part), Located>,
 }
 
-struct Located {
-    name: String,
-    file: usize,
-    bytes: Range<usize>,
-    stored: StoredType,
-    columns: usize,
-}
-
-/// One tensor as stored.
-#[derive(Debug, Clone, Copy)]
-pub struct StoredTensor<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// Its bytes, row-major.
-    pub bytes: &'a [u8],
-    /// Element type.
-    pub stored: StoredType,
-    /// Length of the last dimension.
-    pub columns: usize,
-}
-
-impl StoredTensor<'_> {
-    /// Bytes of one element.
-    pub fn element_bytes(&self) -> usize {
-        element_bytes(self.stored)
-    }
-
-    /// Elements `run`, widened to f32. Only for vectors: `run` must lie inside the tensor.
-    pub fn values(&self, run: Range<usize>) -> Vec<f32> {
-        let width = self.element_bytes();
-        let widen = |e: &[u8]| match self.stored {
-            StoredType::F32 => f32::from_le_bytes([e[0], e[1], e[2], e[3]]),
-            StoredType::F16 => f16::from_le_bytes([e[0], e[1]]).to_f32(),
-            StoredType::Bf16 => bf16::from_le_bytes([e[0], e[1]]).to_f32(),
-        };
-        self.bytes[run.start * width..run.end * width].chunks_exact(width).map(widen).collect()
-    }
-}
-
-fn element_bytes(stored: StoredType) -> usize {
-    match stored {
-        StoredType::F32 => 4,
-        StoredType::F16 | StoredType::Bf16 => 2,
-    }
-}
-
 impl Checkpoint {
     /// Maps the safetensors files of `directory` and checks them against `spec`: every tensor is
-    /// there once, has the implied shape and a readable type, and nothing else is there.
+    /// there once, has the implied shape, a readable type and its scales, and nothing else is there
+    /// but what the spec says to ignore.
     pub fn open(directory: &Path, spec: &ModelSpec) -> Result<Self, CheckpointError> {
         let (names, index) = weight_files(directory)?;
         let mut files = Vec::new();
@@ -172,12 +139,7 @@ impl Checkpoint {
     ) -> Result<StoredTensor<'_>, CheckpointError> {
         let located =
             self.tensors.get(&(layer, part)).ok_or(CheckpointError::NoSuchPart { layer, part })?;
-        Ok(StoredTensor {
-            name: &located.name,
-            bytes: &self.files[located.file].bytes()[located.bytes.clone()],
-            stored: located.stored,
-            columns: located.columns,
-        })
+        Ok(StoredTensor::new(located, &self.files))
     }
 }
 
@@ -240,28 +202,19 @@ fn check_index(
     Ok(())
 }
 
-/// Matches stored tensors with the spec's table, one to one.
+/// Finds every tensor of the spec's table; what is left over must change nothing.
 fn locate(
     spec: &ModelSpec,
     headers: &[Header],
-    mut holders: BTreeMap<&str, usize>,
+    holders: BTreeMap<&str, usize>,
 ) -> Result<BTreeMap<(Option<usize>, Part), Located>, CheckpointError> {
+    let mut finder = Finder::new(headers, holders);
     let mut tensors = BTreeMap::new();
     for wanted in spec.tensors() {
-        let Some(file) = holders.remove(wanted.name.as_str()) else {
-            return Err(CheckpointError::Missing { tensor: wanted.name });
-        };
-        let info = headers[file].expect(&wanted.name, &wanted.shape)?;
-        let located = Located {
-            file,
-            bytes: info.range.clone(),
-            stored: stored(&headers[file], &wanted, info.dtype)?,
-            columns: wanted.shape.last().copied().unwrap_or(1),
-            name: wanted.name,
-        };
-        tensors.insert((wanted.layer, wanted.part), located);
+        let key = (wanted.layer, wanted.part);
+        tensors.insert(key, finder.locate(wanted)?);
     }
-    match holders.into_iter().find(|(name, _)| !harmless(spec, name)) {
+    match finder.unused().find(|(name, _)| !harmless(spec, name)) {
         Some((tensor, file)) => Err(CheckpointError::Unexpected {
             file: headers[file].file().to_owned(),
             tensor: tensor.to_owned(),
@@ -271,24 +224,10 @@ fn locate(
 }
 
 /// Tensors that published checkpoints carry and that change nothing: precomputed rotary
-/// frequencies (recomputed here from the config) and a stored copy of a tied head.
+/// frequencies (recomputed here from the config), a stored copy of a tied head, and what lies
+/// outside the plain path.
 fn harmless(spec: &ModelSpec, name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || (spec.tied && name == "lm_head.weight")
-}
-
-fn stored(
-    header: &Header,
-    wanted: &TensorSpec,
-    dtype: Dtype,
-) -> Result<StoredType, CheckpointError> {
-    match dtype {
-        Dtype::F32 => Ok(StoredType::F32),
-        Dtype::F16 => Ok(StoredType::F16),
-        Dtype::BF16 => Ok(StoredType::Bf16),
-        other => Err(CheckpointError::Type {
-            file: header.file().to_owned(),
-            tensor: wanted.name.clone(),
-            dtype: other.to_string(),
-        }),
-    }
+    name.ends_with(".rotary_emb.inv_freq")
+        || (spec.tied && name == "lm_head.weight")
+        || spec.ignored_prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()))
 }

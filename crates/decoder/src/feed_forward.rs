@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use collective::Collective;
-use compute::{Device, Routes};
+use compute::{Device, Routes, Routing};
 
-use crate::forward::{Batch, Decoder, ForwardError, Scratch};
-use crate::weights::{FeedForwardWeights, Gated};
+use crate::forward::{After, Batch, Decoder, ForwardError, Scratch};
+use crate::weights::{ExpertsWeights, FeedForwardWeights, Gated, across};
 
 impl<D: Device> Decoder<D> {
-    /// `x += sum over stripes of down(silu(gate(norm(x))) * up(norm(x)))`.
+    /// `x += sum over stripes of the network of norm(x)`.
     pub(crate) fn feed_forward(
         &mut self,
         layer: usize,
@@ -18,33 +18,23 @@ impl<D: Device> Decoder<D> {
     ) -> Result<(), ForwardError> {
         let (device, s) = (&self.device, &mut self.scratch);
         let w = &self.layers[layer];
-        let (rows, hidden, own) = (batch.rows, self.spec.hidden, self.layout.own.len());
+        let (rows, hidden, eps) = (batch.rows, self.spec.hidden, self.spec.norm_eps);
         device.reshape(&mut s.h, rows, hidden)?;
-        device.rms_norm(&s.x, &w.feed_forward_norm, self.spec.norm_eps, &mut s.h)?;
-        device.reshape(&mut s.partials, own * rows, hidden)?;
-        device.reshape(&mut s.sum, rows, hidden)?;
+        device.rms_norm(&s.x, &w.feed_forward_norm, eps, &mut s.h)?;
+        let norm = w.feed_forward_post_norm.as_deref();
+        let mut after = After { hidden, bias: None, norm, eps };
         match &w.feed_forward {
-            FeedForwardWeights::Dense { network, down_bias, width } => {
-                gated(device, s, Source::Normed, &[(network, 0..rows)], *width)?;
-                Self::add_partials(device, s, rows, down_bias.as_deref(), collective)
+            FeedForwardWeights::Dense { network, down_bias } => {
+                gated(device, s, Source::Dense, &[(network, 0..rows)], hidden)?;
+                after.bias = down_bias.as_deref();
             }
-            FeedForwardWeights::Experts { router, experts, chosen, renormalise, width } => {
-                let routes = route::<D>(device, s, router, rows, *chosen, *renormalise)?;
-                let groups = Groups::new(&routes, experts.len());
-                device.reshape(&mut s.expert, groups.tokens.len(), hidden)?;
-                device.gather_rows(&s.h, &groups.tokens, &mut s.expert)?;
-                let used: Vec<_> = experts
-                    .iter()
-                    .zip(&groups.runs)
-                    .filter(|(_, run)| !run.is_empty())
-                    .map(|(expert, run)| (expert, run.clone()))
-                    .collect();
-                gated(device, s, Source::Gathered, &used, *width)?;
-                device.reshape(&mut s.partials, own * rows, hidden)?;
-                device.combine_experts(&s.expert, &routes, &groups.rows, own, &mut s.partials)?;
-                Self::add_partials(device, s, rows, None, collective)
+            FeedForwardWeights::Experts(w) => {
+                let routes = route(device, s, w, rows)?;
+                experts(device, s, w, &routes, hidden)?;
+                shared(device, s, w, rows, hidden)?;
             }
         }
+        Self::add_partials(device, s, rows, after, collective)
     }
 }
 
@@ -52,79 +42,114 @@ impl<D: Device> Decoder<D> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     /// From `h` to `partials`.
-    Normed,
+    Dense,
+    /// From `h` to `expert`.
+    Shared,
     /// From `expert` back to `expert`.
     Gathered,
 }
 
-/// Runs several gated networks, each over its own run of rows. Outputs are stripe-major:
-/// stripe `i` of own stripes writes rows `i * all rows ..`.
+/// Runs several gated networks of one shape, each over its own run of rows. Outputs are
+/// stripe-major: stripe `i` of own stripes writes rows `i * all rows ..`.
 fn gated<D: Device>(
     device: &D,
     s: &mut Scratch<D>,
     source: Source,
     networks: &[(&Gated<D>, Range<usize>)],
-    width: usize,
+    hidden: usize,
 ) -> Result<(), ForwardError> {
+    let Some((first, _)) = networks.first() else {
+        return Ok(());
+    };
+    let (width, own) = (first.width, first.down.len());
     let rows = networks.iter().map(|(_, run)| run.len()).sum::<usize>();
     device.reshape(&mut s.wide, rows, 2 * width)?;
     let inward: Vec<_> = networks
         .iter()
         .flat_map(|(n, run)| n.gate_up.iter().map(|p| p.outward(run.clone())))
         .collect();
-    let x = if source == Source::Normed { &s.h } else { &s.expert };
+    let x = if source == Source::Gathered { &s.expert } else { &s.h };
     device.matmul(x, &inward, &mut s.wide)?;
     device.reshape(&mut s.inner, rows, width)?;
-    device.silu_mul(&s.wide, width, &mut s.inner)?;
+    device.gate(&s.wide, width, first.activation, &mut s.inner)?;
     let back: Vec<_> = networks
         .iter()
         .flat_map(|(n, run)| {
             n.down.iter().enumerate().map(|(i, p)| p.inward(run.clone(), i * rows + run.start))
         })
         .collect();
-    let out = if source == Source::Normed {
-        &mut s.partials
-    } else {
-        let own = networks.first().map_or(0, |(n, _)| n.down.len());
-        let hidden = networks.first().map_or(0, |(n, _)| hidden_of(device, n));
-        device.reshape(&mut s.expert, own * rows, hidden)?;
-        &mut s.expert
-    };
+    let out = if source == Source::Dense { &mut s.partials } else { &mut s.expert };
+    device.reshape(out, own * rows, hidden)?;
     device.matmul(&s.inner, &back, out)?;
     Ok(())
-}
-
-/// Width of a gated network's output.
-fn hidden_of<D: Device>(device: &D, network: &Gated<D>) -> usize {
-    network.down.first().map_or(0, |p| device.matrix_shape(&p.matrix).0)
 }
 
 /// Every token's experts. The router is whole on every rank, so all ranks choose alike.
 fn route<D: Device>(
     device: &D,
     s: &mut Scratch<D>,
-    router: &D::Matrix,
+    w: &ExpertsWeights<D>,
     rows: usize,
-    chosen: usize,
-    renormalise: bool,
 ) -> Result<Routes, ForwardError> {
-    let (experts, _) = device.matrix_shape(router);
-    device.reshape(&mut s.wide, rows, experts)?;
-    let segment = compute::Segment {
-        matrix: router,
-        bias: None,
-        from_rows: 0..rows,
-        from_column: 0,
-        to_row: 0,
-        to_column: 0,
-    };
+    device.reshape(&mut s.wide, rows, w.experts.len())?;
+    let mut segment = across(&w.router, rows, 0, 0);
+    segment.bias = w.router_bias.as_deref();
     device.matmul(&s.h, &[segment], &mut s.wide)?;
-    Ok(device.route(&s.wide, chosen, renormalise)?)
+    let routing = Routing { correction: w.correction.as_deref(), ..w.routing };
+    Ok(device.route(&s.wide, &routing)?)
+}
+
+/// `partials` = the weighted sum of each token's experts, by stripe.
+fn experts<D: Device>(
+    device: &D,
+    s: &mut Scratch<D>,
+    w: &ExpertsWeights<D>,
+    routes: &Routes,
+    hidden: usize,
+) -> Result<(), ForwardError> {
+    let sorted = Sorted::new(routes, w.experts.len());
+    device.reshape(&mut s.expert, sorted.tokens.len(), hidden)?;
+    device.gather_rows(&s.h, &sorted.tokens, &mut s.expert)?;
+    let used: Vec<_> = w
+        .experts
+        .iter()
+        .zip(&sorted.runs)
+        .filter(|(_, run)| !run.is_empty())
+        .map(|(expert, run)| (expert, run.clone()))
+        .collect();
+    gated(device, s, Source::Gathered, &used, hidden)?;
+    let own = w.experts.first().map_or(0, |expert| expert.down.len());
+    let rows = sorted.tokens.len() / routes.chosen.max(1);
+    device.reshape(&mut s.partials, own * rows, hidden)?;
+    device.combine_experts(&s.expert, routes, &sorted.rows, own, &mut s.partials)?;
+    Ok(())
+}
+
+/// `partials +=` what the network that every token uses makes of it.
+fn shared<D: Device>(
+    device: &D,
+    s: &mut Scratch<D>,
+    w: &ExpertsWeights<D>,
+    rows: usize,
+    hidden: usize,
+) -> Result<(), ForwardError> {
+    let Some((network, router)) = &w.shared else {
+        return Ok(());
+    };
+    gated(device, s, Source::Shared, &[(network, 0..rows)], hidden)?;
+    let Some(router) = router else {
+        device.add(&mut s.partials, &s.expert, None)?;
+        return Ok(());
+    };
+    device.reshape(&mut s.wide, rows, 1)?;
+    device.matmul(&s.h, &[across(router, rows, 0, 0)], &mut s.wide)?;
+    device.add_gated(&mut s.partials, &s.expert, &s.wide, network.down.len())?;
+    Ok(())
 }
 
 /// Tokens sorted by expert, so that each expert's rows are one run.
 #[derive(Debug, PartialEq, Eq)]
-struct Groups {
+struct Sorted {
     /// By sorted row: the token it belongs to.
     tokens: Vec<u32>,
     /// By expert: its run of sorted rows.
@@ -133,7 +158,7 @@ struct Groups {
     rows: Vec<u32>,
 }
 
-impl Groups {
+impl Sorted {
     fn new(routes: &Routes, experts: usize) -> Self {
         let mut counts = vec![0usize; experts];
         for expert in &routes.experts {
@@ -165,11 +190,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_put_each_experts_rows_side_by_side() {
+    fn sorting_puts_each_experts_rows_side_by_side() {
         let routes = Routes { chosen: 2, experts: vec![2, 0, 2, 1, 0, 2], weights: vec![0.5; 6] };
-        let groups = Groups::new(&routes, 4);
-        assert_eq!(groups.runs, [0..2, 2..3, 3..6, 6..6]);
-        assert_eq!(groups.tokens, [0, 2, 1, 0, 1, 2]);
-        assert_eq!(groups.rows, [3, 0, 4, 2, 1, 5]);
+        let sorted = Sorted::new(&routes, 4);
+        assert_eq!(sorted.runs, [0..2, 2..3, 3..6, 6..6]);
+        assert_eq!(sorted.tokens, [0, 2, 1, 0, 1, 2]);
+        assert_eq!(sorted.rows, [3, 0, 4, 2, 1, 5]);
     }
 }

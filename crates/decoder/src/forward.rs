@@ -68,7 +68,7 @@ pub(crate) struct Scratch<D: Device> {
     pub(crate) wide: D::Tensor,
     /// Attention output or gated activations.
     pub(crate) inner: D::Tensor,
-    /// Expert outputs before they are combined.
+    /// Expert outputs before they are combined, or absorbed queries.
     pub(crate) expert: D::Tensor,
     /// Partial sums, `[own stripes * T, hidden]`, stripe-major.
     pub(crate) partials: D::Tensor,
@@ -89,6 +89,17 @@ impl<D: Device> Scratch<D> {
             sum: empty()?,
         })
     }
+}
+
+/// What happens to a branch's sum before it joins the stream.
+#[derive(Clone, Copy)]
+pub(crate) struct After<'a> {
+    /// Width of the stream.
+    pub(crate) hidden: usize,
+    pub(crate) bias: Option<&'a [f32]>,
+    /// Weight of a norm, after the bias.
+    pub(crate) norm: Option<&'a [f32]>,
+    pub(crate) eps: f32,
 }
 
 /// A step's rows: all tokens of all entries, one after the other.
@@ -169,7 +180,7 @@ impl<D: Device> Decoder<D> {
         Ok(batch)
     }
 
-    /// `x = embedding[tokens]`: each stripe gives the rows of its vocabulary run and zeros for the
+    /// `x = embedding[tokens]`, scaled where the model says so: each stripe gives the rows of its vocabulary run and zeros for the
     /// others, so the sum over stripes is exact.
     fn embed(
         &mut self,
@@ -190,19 +201,34 @@ impl<D: Device> Decoder<D> {
             self.device.embed(&piece.matrix, &local, i * batch.rows, &mut s.partials)?;
         }
         collective.sum_stripes(&self.device, &s.partials, batch.rows, &mut s.x)?;
+        if let Some(factor) = self.spec.embedding_scale {
+            self.device.scale(&mut s.x, factor)?;
+        }
         Ok(())
     }
 
-    /// Adds the tree sum of the stripes' partials (and a bias) to the residual stream.
+    /// Adds the tree sum of the stripes' partials, finished as `after` says, to the stream.
     pub(crate) fn add_partials(
         device: &D,
-        scratch: &mut Scratch<D>,
+        s: &mut Scratch<D>,
         rows: usize,
-        bias: Option<&[f32]>,
+        after: After<'_>,
         collective: &mut dyn Collective<D>,
     ) -> Result<(), ForwardError> {
-        collective.sum_stripes(device, &scratch.partials, rows, &mut scratch.sum)?;
-        device.add(&mut scratch.x, &scratch.sum, bias)?;
+        device.reshape(&mut s.sum, rows, after.hidden)?;
+        collective.sum_stripes(device, &s.partials, rows, &mut s.sum)?;
+        let Some(norm) = after.norm else {
+            device.add(&mut s.x, &s.sum, after.bias)?;
+            return Ok(());
+        };
+        if after.bias.is_some() {
+            // No known model has both; the bias comes before the norm.
+            let zeros = device.tensor(rows, after.hidden)?;
+            device.add(&mut s.sum, &zeros, after.bias)?;
+        }
+        device.reshape(&mut s.h, rows, after.hidden)?;
+        device.rms_norm(&s.sum, norm, after.eps, &mut s.h)?;
+        device.add(&mut s.x, &s.h, None)?;
         Ok(())
     }
 
@@ -226,6 +252,9 @@ impl<D: Device> Decoder<D> {
             device.reshape(&mut s.wide, rows.len(), total)?;
             let segments: Vec<_> = head.iter().map(|p| p.outward(0..rows.len())).collect();
             device.matmul(&s.h, &segments, &mut s.wide)?;
+            if let Some(cap) = self.spec.logit_softcap {
+                device.softcap(&mut s.wide, cap)?;
+            }
             let lead = collective.rank() == 0;
             device.reshape(&mut s.expert, if lead { rows.len() } else { 0 }, self.spec.vocab)?;
             collective.gather_columns(device, &s.wide, &widths, &mut s.expert)?;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use model::{Grouped, ModelSpec};
+use model::ModelSpec;
 use planner::stripes;
 
 /// A rank's stripes out of all stripes of a model.
@@ -39,21 +39,18 @@ impl Runs {
 
 impl Layout {
     /// Query heads of each own stripe.
-    pub(crate) fn query_heads(&self, attention: &Grouped) -> Runs {
-        let heads = |s: &usize| stripes::query_heads(attention.heads, self.stripes, *s);
-        Runs::new(self.own.iter().map(heads).collect())
+    pub(crate) fn query_heads(&self, heads: usize) -> Runs {
+        let run = |s: &usize| stripes::query_heads(heads, self.stripes, *s);
+        Runs::new(self.own.iter().map(run).collect())
     }
 
     /// The KV heads that the rank's query heads read, ascending, each once.
-    pub(crate) fn kv_heads(&self, attention: &Grouped) -> Vec<usize> {
-        let mut heads: Vec<usize> = self
-            .own
-            .iter()
-            .flat_map(|s| stripes::kv_heads(attention.heads, attention.kv_heads, self.stripes, *s))
-            .collect();
-        heads.sort_unstable();
-        heads.dedup();
-        heads
+    pub(crate) fn kv_heads(&self, heads: usize, kv_heads: usize) -> Vec<usize> {
+        let run = |s: &usize| stripes::kv_heads(heads, kv_heads, self.stripes, *s);
+        let mut read: Vec<usize> = self.own.iter().flat_map(run).collect();
+        read.sort_unstable();
+        read.dedup();
+        read
     }
 
     /// Feed-forward columns of each own stripe.

@@ -9,12 +9,15 @@ mod attention;
 mod checkpoint;
 mod feed_forward;
 mod forward;
+mod latent;
 mod layout;
 mod load;
 mod rope;
 pub mod sample;
+mod stored;
 mod weights;
 
-pub use checkpoint::{Checkpoint, CheckpointError, StoredTensor};
+pub use checkpoint::{Checkpoint, CheckpointError};
 pub use forward::{Decoder, ForwardError, Logits};
 pub use load::{CacheSize, LoadError, LoadProgress, RankShape};
+pub use stored::StoredTensor;

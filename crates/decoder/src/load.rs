@@ -1,18 +1,21 @@
 //! From a checkpoint to one rank's packed weights, reading only the ranges its stripes need.
 
+mod attention;
+mod feed_forward;
+
+use std::ops::Range;
 use std::sync::Arc;
 
-use compute::{CacheShape, Device, DeviceError, HeadMap, Precision, RopeTable, WeightSource};
-use model::{Attention, ComputeType, FeedForward, Grouped, ModelSpec, Part};
+use compute::{CacheShape, CacheValue, Device, DeviceError, Precision, RopeTable, WeightSource};
+use model::{ComputeType, ModelSpec, Part};
 use planner::{PlanError, RankPlan};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::forward::{Decoder, Scratch};
 use crate::layout::Layout;
 use crate::rope;
-use crate::weights::{
-    AttentionWeights, EdgeWeights, FeedForwardWeights, Gated, LayerWeights, Piece,
-};
+use crate::stored::StoredTensor;
+use crate::weights::{AttentionWeights, EdgeWeights, LayerWeights, Piece};
 
 /// The paged KV cache a rank keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,14 +126,7 @@ impl<D: Device> Decoder<D> {
         let mut ropes = Ropes { context, known: Vec::new() };
         for index in 0..spec.layers.len() {
             let layer = loader.layer(index, &mut ropes)?;
-            caches.push(device.cache(CacheShape {
-                layers: 1,
-                blocks: cache.blocks,
-                block_tokens: cache.block_tokens,
-                kv_heads: layer.attention.kv_heads,
-                head_dim: layer.attention.head_dim,
-                precision: loader.precision,
-            })?);
+            caches.push(device.cache(cache_shape(&layer.attention, cache, loader.precision))?);
             layers.push(layer);
             let bytes_read = loader.bytes_read;
             let layers_total = spec.layers.len();
@@ -146,7 +142,7 @@ impl<D: Device> Decoder<D> {
             edges,
             layers,
             caches,
-            ropes: ropes.known.into_iter().map(|(_, _, table)| table).collect(),
+            ropes: ropes.known.into_iter().map(|(_, table)| table).collect(),
             scratch,
             blocks: cache.blocks,
             block_tokens: cache.block_tokens,
@@ -158,20 +154,39 @@ impl<D: Device> Decoder<D> {
 /// Rotary tables made so far; layers with the same embedding share one.
 struct Ropes {
     context: usize,
-    known: Vec<(model::Rope, usize, RopeTable)>,
+    known: Vec<(model::Rope, RopeTable)>,
 }
 
 impl Ropes {
-    fn of(&mut self, attention: &Grouped) -> Result<usize, DeviceError> {
-        let same = |(rope, dim, _): &(model::Rope, usize, RopeTable)| {
-            *rope == attention.rope && *dim == attention.head_dim
-        };
-        if let Some(known) = self.known.iter().position(same) {
+    fn of(&mut self, rope: &model::Rope) -> Result<usize, DeviceError> {
+        if let Some(known) = self.known.iter().position(|(known, _)| known == rope) {
             return Ok(known);
         }
-        let table = rope::table(&attention.rope, attention.head_dim, self.context)?;
-        self.known.push((attention.rope.clone(), attention.head_dim, table));
+        self.known.push((rope.clone(), rope::table(rope, self.context)?));
         Ok(self.known.len() - 1)
+    }
+}
+
+/// What one layer keeps of every position.
+fn cache_shape<D: Device>(
+    attention: &AttentionWeights<D>,
+    cache: CacheSize,
+    precision: Precision,
+) -> CacheShape {
+    let (kv_heads, key_dim, value) = match attention {
+        AttentionWeights::Grouped(w) => (w.kv_heads, w.head_dim, CacheValue::Own(w.head_dim)),
+        AttentionWeights::Latent(w) => {
+            (1, w.kv_rank + w.rope_dim, CacheValue::PrefixOfKey(w.kv_rank))
+        }
+    };
+    CacheShape {
+        layers: 1,
+        blocks: cache.blocks,
+        block_tokens: cache.block_tokens,
+        kv_heads,
+        key_dim,
+        value,
+        precision,
     }
 }
 
@@ -205,21 +220,24 @@ impl<D: Device> Loader<'_, D> {
         &mut self,
         layer: Option<usize>,
         part: Part,
-        rows: std::ops::Range<usize>,
-        columns: std::ops::Range<usize>,
+        rows: Range<usize>,
+        columns: Range<usize>,
         precision: Precision,
     ) -> Result<D::Matrix, LoadError> {
         let tensor = self.checkpoint.tensor(layer, part)?;
-        let source = WeightSource {
-            bytes: tensor.bytes,
-            stored: tensor.stored,
-            stored_columns: tensor.columns,
-            rows: rows.clone(),
-            columns: columns.clone(),
-        };
-        self.bytes_read += (rows.len() * columns.len() * tensor.element_bytes()) as u64;
+        let source = tensor.source(rows, columns);
+        self.pack_source(&tensor, &source, precision)
+    }
+
+    fn pack_source(
+        &mut self,
+        tensor: &StoredTensor<'_>,
+        source: &WeightSource<'_>,
+        precision: Precision,
+    ) -> Result<D::Matrix, LoadError> {
+        self.bytes_read += tensor.bytes_of(source.rows.len() * source.columns.len());
         self.device
-            .pack(&source, precision)
+            .pack(source, precision)
             .map_err(|source| LoadError::Pack { tensor: tensor.name.to_owned(), source })
     }
 
@@ -228,22 +246,44 @@ impl<D: Device> Loader<'_, D> {
         &mut self,
         layer: Option<usize>,
         part: Part,
-        run: std::ops::Range<usize>,
+        run: Range<usize>,
     ) -> Result<Vec<f32>, LoadError> {
         let tensor = self.checkpoint.tensor(layer, part)?;
-        self.bytes_read += (run.len() * tensor.element_bytes()) as u64;
-        Ok(tensor.values(run))
+        self.bytes_read += tensor.bytes_of(run.len());
+        Ok(tensor.values(run)?)
     }
 
-    fn norm(&mut self, layer: Option<usize>, part: Part) -> Result<Vec<f32>, LoadError> {
-        self.vector(layer, part, 0..self.spec.hidden)
+    /// A vector as wide as the stream, where the model has it.
+    fn hidden_if(
+        &mut self,
+        there: bool,
+        layer: Option<usize>,
+        part: Part,
+    ) -> Result<Option<Vec<f32>>, LoadError> {
+        let run = 0..self.spec.hidden;
+        if there { self.vector(layer, part, run).map(Some) } else { Ok(None) }
+    }
+
+    /// A norm's weights as they multiply.
+    fn norm(
+        &mut self,
+        layer: Option<usize>,
+        part: Part,
+        width: usize,
+    ) -> Result<Vec<f32>, LoadError> {
+        let mut weight = self.vector(layer, part, 0..width)?;
+        if self.spec.norm_plus_one {
+            weight.iter_mut().for_each(|w| *w += 1.0);
+        }
+        Ok(weight)
     }
 
     /// Embedding, head, final norm.
     fn edges(&mut self) -> Result<EdgeWeights<D>, LoadError> {
         let embedding = self.vocab(Part::Embedding)?;
         let head = if self.spec.tied { None } else { Some(self.vocab(Part::Head)?) };
-        Ok(EdgeWeights { embedding, head, final_norm: self.norm(None, Part::FinalNorm)? })
+        let final_norm = self.norm(None, Part::FinalNorm, self.spec.hidden)?;
+        Ok(EdgeWeights { embedding, head, final_norm })
     }
 
     fn vocab(&mut self, part: Part) -> Result<Vec<Piece<D>>, LoadError> {
@@ -261,157 +301,42 @@ impl<D: Device> Loader<'_, D> {
     }
 
     fn layer(&mut self, index: usize, ropes: &mut Ropes) -> Result<LayerWeights<D>, LoadError> {
-        let spec = self.spec;
-        let Attention::Grouped(attention) = &spec.layers[index].attention;
+        let (layer, spec) = (Some(index), self.spec);
+        let hidden = spec.hidden;
+        let post_norms = spec.layers[index].post_norms;
+        let mut post_norm = |part| {
+            if post_norms { self.norm(layer, part, hidden).map(Some) } else { Ok(None) }
+        };
+        let attention_post_norm = post_norm(Part::AttentionPostNorm)?;
+        let feed_forward_post_norm = post_norm(Part::FeedForwardPostNorm)?;
+        let (attention, output) = self.attention(index, ropes)?;
+        let out_bias = self.has_output_bias(index);
         Ok(LayerWeights {
-            attention: self.attention(index, attention, ropes)?,
-            feed_forward_norm: self.norm(Some(index), Part::FeedForwardNorm)?,
-            feed_forward: self.feed_forward(index)?,
-        })
-    }
-
-    fn attention(
-        &mut self,
-        index: usize,
-        attention: &Grouped,
-        ropes: &mut Ropes,
-    ) -> Result<AttentionWeights<D>, LoadError> {
-        let layer = Some(index);
-        let dim = attention.head_dim;
-        let queries = self.layout.query_heads(attention);
-        let kv_heads = self.layout.kv_heads(attention);
-        let mut qkv = Vec::new();
-        for (run, local) in queries.global.iter().zip(&queries.local) {
-            let rows = run.start * dim..run.end * dim;
-            let parts = (Part::Query, Part::QueryBias);
-            qkv.push(self.projection(layer, parts, rows, local * dim, attention.qkv_bias)?);
-        }
-        let keys = queries.total * dim;
-        let values = keys + kv_heads.len() * dim;
-        let kinds = [(Part::Key, Part::KeyBias, keys), (Part::Value, Part::ValueBias, values)];
-        for (part, bias, start) in kinds {
-            for (local, head) in kv_heads.iter().enumerate() {
-                let rows = head * dim..(head + 1) * dim;
-                let column = start + local * dim;
-                qkv.push(self.projection(layer, (part, bias), rows, column, attention.qkv_bias)?);
-            }
-        }
-        let mut output = Vec::new();
-        for (run, local) in queries.global.iter().zip(&queries.local) {
-            let columns = run.start * dim..run.end * dim;
-            let rows = 0..self.spec.hidden;
-            let matrix = self.pack(layer, Part::Output, rows, columns, self.precision)?;
-            output.push(Piece { matrix, bias: None, column: local * dim });
-        }
-        let output_bias =
-            if attention.out_bias { Some(self.norm(layer, Part::OutputBias)?) } else { None };
-        Ok(AttentionWeights {
-            norm: self.norm(layer, Part::AttentionNorm)?,
-            qkv,
+            attention_norm: self.norm(layer, Part::AttentionNorm, hidden)?,
+            attention,
             output,
-            output_bias,
-            map: head_map(attention, &queries.global, &kv_heads),
-            kv_heads: kv_heads.len(),
-            head_dim: dim,
-            rope: ropes.of(attention)?,
+            output_bias: self.hidden_if(out_bias, layer, Part::OutputBias)?,
+            attention_post_norm,
+            feed_forward_norm: self.norm(layer, Part::FeedForwardNorm, hidden)?,
+            feed_forward: self.feed_forward(index)?,
+            feed_forward_post_norm,
         })
     }
 
-    /// A column-parallel piece with its bias.
+    /// A column-parallel piece with its bias, which is cut as the matrix is.
     fn projection(
         &mut self,
         layer: Option<usize>,
-        (part, bias_part): (Part, Part),
-        rows: std::ops::Range<usize>,
+        (part, bias_part): (Part, Option<Part>),
+        rows: Range<usize>,
+        inputs: usize,
         column: usize,
-        bias: bool,
     ) -> Result<Piece<D>, LoadError> {
-        let bias = if bias { Some(self.vector(layer, bias_part, rows.clone())?) } else { None };
-        let matrix = self.pack(layer, part, rows, 0..self.spec.hidden, self.precision)?;
+        let bias = match bias_part {
+            Some(part) => Some(self.vector(layer, part, rows.clone())?),
+            None => None,
+        };
+        let matrix = self.pack(layer, part, rows, 0..inputs, self.precision)?;
         Ok(Piece { matrix, bias, column })
-    }
-
-    fn feed_forward(&mut self, index: usize) -> Result<FeedForwardWeights<D>, LoadError> {
-        let layer = Some(index);
-        let spec = self.spec;
-        match &spec.layers[index].feed_forward {
-            FeedForward::Dense(dense) => {
-                let parts = GatedParts {
-                    gate: (Part::Gate, Part::GateBias),
-                    up: (Part::Up, Part::UpBias),
-                    down: Part::Down,
-                };
-                let down_bias =
-                    if dense.bias { Some(self.norm(layer, Part::DownBias)?) } else { None };
-                Ok(FeedForwardWeights::Dense {
-                    network: self.gated(layer, &parts, dense.width, dense.bias)?,
-                    down_bias,
-                    width: self.layout.columns(dense.width).total,
-                })
-            }
-            FeedForward::Experts(experts) => {
-                let mut networks = Vec::with_capacity(experts.count);
-                for e in 0..experts.count {
-                    let parts = GatedParts {
-                        gate: (Part::ExpertGate(e), Part::ExpertGate(e)),
-                        up: (Part::ExpertUp(e), Part::ExpertUp(e)),
-                        down: Part::ExpertDown(e),
-                    };
-                    networks.push(self.gated(layer, &parts, experts.width, false)?);
-                }
-                let (rows, columns) = (0..experts.count, 0..spec.hidden);
-                Ok(FeedForwardWeights::Experts {
-                    router: self.pack(layer, Part::Router, rows, columns, self.edge_precision)?,
-                    experts: networks,
-                    chosen: experts.chosen,
-                    renormalise: experts.renormalise,
-                    width: self.layout.columns(experts.width).total,
-                })
-            }
-        }
-    }
-
-    fn gated(
-        &mut self,
-        layer: Option<usize>,
-        parts: &GatedParts,
-        width: usize,
-        bias: bool,
-    ) -> Result<Gated<D>, LoadError> {
-        let runs = self.layout.columns(width);
-        let mut gate_up = Vec::new();
-        for (part, start) in [(parts.gate, 0), (parts.up, runs.total)] {
-            for (run, local) in runs.global.iter().zip(&runs.local) {
-                gate_up.push(self.projection(layer, part, run.clone(), start + local, bias)?);
-            }
-        }
-        let mut down = Vec::new();
-        for (run, local) in runs.global.iter().zip(&runs.local) {
-            let rows = 0..self.spec.hidden;
-            let matrix = self.pack(layer, parts.down, rows, run.clone(), self.precision)?;
-            down.push(Piece { matrix, bias: None, column: *local });
-        }
-        Ok(Gated { gate_up, down })
-    }
-}
-
-/// Which tensors make up a gated network: (weight, bias) inward, weight back.
-struct GatedParts {
-    gate: (Part, Part),
-    up: (Part, Part),
-    down: Part,
-}
-
-fn head_map(
-    attention: &Grouped,
-    queries: &[std::ops::Range<usize>],
-    kv_heads: &[usize],
-) -> HeadMap {
-    let group = attention.heads / attention.kv_heads;
-    let local = |head: usize| kv_heads.partition_point(|kv| *kv < head / group);
-    HeadMap {
-        kv_of_query: queries.iter().flat_map(|run| run.clone().map(local)).collect(),
-        window: attention.window,
-        scale: 1.0 / (attention.head_dim as f32).sqrt(),
     }
 }

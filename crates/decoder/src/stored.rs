@@ -1,0 +1,286 @@
+//! One tensor of the model as it stands in a mapped checkpoint: alone, or as part of a fused or
+//! shared stored tensor, plain or with scales beside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use compute::{Encoding, MappedFile, StoredType, WeightSource};
+use half::{bf16, f16};
+use model::TensorSpec;
+use model::safetensors::{Dtype, Header, SafetensorsError, TensorInfo};
+
+use crate::CheckpointError;
+
+/// Rows and columns that share one scale in an FP8 checkpoint.
+const FP8_BLOCK: usize = 128;
+/// Elements that share one scale in an MXFP4 checkpoint.
+const MXFP4_BLOCK: usize = 32;
+
+/// Where a tensor was found.
+pub(crate) struct Located {
+    name: String,
+    place: Place,
+    elements: Elements,
+    /// Elements per stored row.
+    stored_columns: usize,
+    first_row: usize,
+    row_step: usize,
+    transposed: bool,
+}
+
+/// Bytes of a mapped file.
+struct Place {
+    file: usize,
+    bytes: Range<usize>,
+}
+
+enum Elements {
+    Plain(StoredType),
+    Fp8Blocks { scales: Place },
+    Mxfp4 { scales: Place },
+}
+
+/// One tensor as stored.
+#[derive(Debug, Clone)]
+pub struct StoredTensor<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// All of it: `rows` and `columns` are empty until a rectangle is taken.
+    whole: WeightSource<'a>,
+}
+
+impl<'a> StoredTensor<'a> {
+    pub(crate) fn new(located: &'a Located, files: &'a [MappedFile]) -> Self {
+        let bytes = |place: &Place| &files[place.file].bytes()[place.bytes.clone()];
+        let encoding = match &located.elements {
+            Elements::Plain(stored) => Encoding::Plain(*stored),
+            Elements::Fp8Blocks { scales } => {
+                Encoding::Fp8Blocks { scales: bytes(scales), block: FP8_BLOCK }
+            }
+            Elements::Mxfp4 { scales } => Encoding::Mxfp4 { scales: bytes(scales) },
+        };
+        let whole = WeightSource {
+            bytes: bytes(&located.place),
+            encoding,
+            stored_columns: located.stored_columns,
+            rows: 0..0,
+            columns: 0..0,
+            first_row: located.first_row,
+            row_step: located.row_step,
+            transposed: located.transposed,
+        };
+        Self { name: &located.name, whole }
+    }
+
+    /// Outputs `rows` and inputs `columns` of a matrix, to be packed.
+    pub fn source(&self, rows: Range<usize>, columns: Range<usize>) -> WeightSource<'a> {
+        WeightSource { rows, columns, ..self.whole.clone() }
+    }
+
+    /// The same rectangle turned over: its columns become outputs and its rows inputs. `None` for
+    /// a tensor that is stored in a way that cannot be read so.
+    pub fn turned(&self, rows: Range<usize>, columns: Range<usize>) -> Option<WeightSource<'a>> {
+        let whole = self.whole.clone();
+        (!whole.transposed && whole.row_step == 1).then(|| WeightSource {
+            columns: whole.first_row + rows.start..whole.first_row + rows.end,
+            rows: columns,
+            first_row: 0,
+            transposed: true,
+            ..whole
+        })
+    }
+
+    /// Stored bytes of so many elements, scales not counted for FP8 (one in 4096).
+    pub fn bytes_of(&self, elements: usize) -> u64 {
+        let elements = elements as u64;
+        match self.whole.encoding {
+            Encoding::Plain(stored) => elements * element_bytes(stored) as u64,
+            Encoding::Fp8Blocks { .. } => elements,
+            Encoding::Mxfp4 { .. } => elements / 2 + elements / MXFP4_BLOCK as u64,
+        }
+    }
+
+    /// Elements `run` of a vector, widened to f32.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Outside`] where the run is not within what is stored or that is not
+    /// plain.
+    pub fn values(&self, run: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
+        let whole = &self.whole;
+        let outside = || CheckpointError::Outside {
+            tensor: self.name.to_owned(),
+            first: run.start,
+            end: run.end,
+        };
+        let Encoding::Plain(stored) = whole.encoding else {
+            return Err(outside());
+        };
+        let width = element_bytes(stored);
+        let one = |element: usize| {
+            let start = (whole.first_row + element * whole.row_step) * width;
+            whole.bytes.get(start..start + width).map(|bytes| widen(stored, bytes))
+        };
+        run.clone().map(one).collect::<Option<_>>().ok_or_else(outside)
+    }
+}
+
+fn widen(stored: StoredType, bytes: &[u8]) -> f32 {
+    match stored {
+        StoredType::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        StoredType::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        StoredType::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+    }
+}
+
+fn element_bytes(stored: StoredType) -> usize {
+    match stored {
+        StoredType::F32 => 4,
+        StoredType::F16 | StoredType::Bf16 => 2,
+    }
+}
+
+/// Finds tensors in the headers of a checkpoint and remembers which stored ones were used; several
+/// logical tensors may share one.
+pub(crate) struct Finder<'a> {
+    headers: &'a [Header],
+    /// By stored tensor: the number of its file.
+    holders: BTreeMap<&'a str, usize>,
+    used: BTreeSet<&'a str>,
+}
+
+impl<'a> Finder<'a> {
+    pub(crate) fn new(headers: &'a [Header], holders: BTreeMap<&'a str, usize>) -> Self {
+        Self { headers, holders, used: BTreeSet::new() }
+    }
+
+    /// Stored tensors that nothing asked for, with the number of their file.
+    pub(crate) fn unused(&self) -> impl Iterator<Item = (&'a str, usize)> {
+        let unused = self.holders.iter().filter(|(name, _)| !self.used.contains(*name));
+        unused.map(|(name, file)| (*name, *file))
+    }
+
+    /// Finds a tensor, and its scales where it is stored with some.
+    pub(crate) fn locate(&mut self, wanted: TensorSpec) -> Result<Located, CheckpointError> {
+        let stored = &wanted.stored;
+        let (file, info) = self.find(&wanted.name)?;
+        let header = &self.headers[file];
+        let shape = &stored.shape;
+        let last = |from_end: usize| shape.iter().rev().nth(from_end).copied().unwrap_or(1);
+        let (elements, stored_columns) = match &stored.encoding {
+            model::Encoding::Fp8Blocks { scales } if info.dtype == Dtype::F8_E4M3 => {
+                expect(header, &wanted.name, shape, Dtype::F8_E4M3)?;
+                let scales = self.fp8_scales(scales, shape, stored.slab)?;
+                (Elements::Fp8Blocks { scales }, last(0))
+            }
+            model::Encoding::Mxfp4 { scales } => {
+                expect(header, &wanted.name, shape, Dtype::U8)?;
+                let rows = shape.split_last().map_or(&[][..], |(_, rows)| rows);
+                let scales = self.scales(scales, rows, stored.slab)?;
+                (Elements::Mxfp4 { scales }, last(1) * MXFP4_BLOCK)
+            }
+            model::Encoding::Plain | model::Encoding::Fp8Blocks { .. } => {
+                let info = header.expect(&wanted.name, shape)?;
+                (Elements::Plain(plain(header, &wanted.name, info.dtype)?), last(0))
+            }
+        };
+        Ok(Located {
+            place: place(file, info, stored.slab),
+            elements,
+            stored_columns,
+            first_row: stored.first_row,
+            row_step: stored.row_step,
+            transposed: stored.transposed,
+            name: wanted.name,
+        })
+    }
+
+    /// A stored tensor by name; it counts as used.
+    fn find(&mut self, name: &str) -> Result<(usize, &'a TensorInfo), CheckpointError> {
+        let missing = || CheckpointError::Missing { tensor: name.to_owned() };
+        let (name, file) = self.holders.get_key_value(name).ok_or_else(missing)?;
+        let info = self.headers[*file].get(name).ok_or_else(missing)?;
+        self.used.insert(name);
+        Ok((*file, info))
+    }
+
+    /// One f32 for each block of [`FP8_BLOCK`] rows and columns; blocks at the edges are partial.
+    fn fp8_scales(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        slab: Option<usize>,
+    ) -> Result<Place, CheckpointError> {
+        let matrix = shape.len().saturating_sub(2);
+        let blocks = shape[matrix..].iter().map(|n| n.div_ceil(FP8_BLOCK));
+        let shape: Vec<usize> = shape[..matrix].iter().copied().chain(blocks).collect();
+        let (file, info) = self.find(name)?;
+        expect(&self.headers[file], name, &shape, Dtype::F32)?;
+        Ok(place(file, info, slab))
+    }
+
+    /// One exponent for each block of [`MXFP4_BLOCK`] elements of a row.
+    fn scales(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        slab: Option<usize>,
+    ) -> Result<Place, CheckpointError> {
+        let (file, info) = self.find(name)?;
+        expect(&self.headers[file], name, shape, Dtype::U8)?;
+        Ok(place(file, info, slab))
+    }
+}
+
+/// The bytes of a stored tensor, or of its slab.
+fn place(file: usize, info: &TensorInfo, slab: Option<usize>) -> Place {
+    let bytes = match slab {
+        None => info.range.clone(),
+        Some(slab) => {
+            let size = info.range.len() / info.shape.first().copied().unwrap_or(1).max(1);
+            let start = info.range.start + slab * size;
+            start..start + size
+        }
+    };
+    Place { file, bytes }
+}
+
+/// Checks the shape and the type of a tensor that is not plain.
+fn expect(
+    header: &Header,
+    name: &str,
+    shape: &[usize],
+    dtype: Dtype,
+) -> Result<(), CheckpointError> {
+    let (file, tensor) = (header.file().to_owned(), name.to_owned());
+    let Some(info) = header.get(name) else {
+        return Err(CheckpointError::Missing { tensor });
+    };
+    if info.shape != shape {
+        let (got, needed) = (info.shape.clone(), shape.to_vec());
+        return Err(SafetensorsError::Shape { file, tensor, got, needed }.into());
+    }
+    if info.dtype != dtype {
+        let expected = match dtype {
+            Dtype::F8_E4M3 => "F8_E4M3",
+            Dtype::U8 => "U8",
+            _ => "F32",
+        };
+        let dtype = info.dtype.to_string();
+        return Err(CheckpointError::Type { file, tensor, dtype, expected });
+    }
+    Ok(())
+}
+
+fn plain(header: &Header, name: &str, dtype: Dtype) -> Result<StoredType, CheckpointError> {
+    match dtype {
+        Dtype::F32 => Ok(StoredType::F32),
+        Dtype::F16 => Ok(StoredType::F16),
+        Dtype::BF16 => Ok(StoredType::Bf16),
+        other => Err(CheckpointError::Type {
+            file: header.file().to_owned(),
+            tensor: name.to_owned(),
+            dtype: other.to_string(),
+            expected: "F32, F16 or BF16",
+        }),
+    }
+}
