@@ -6,33 +6,80 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use model::{
-    Attention, ComputeType, Dense, Experts, Family, FeedForward, Grouped, LayerSpec, ModelSpec,
-    Part, Rope, RopeScaling, Sharding,
+    Activation, Attention, ComputeType, Dense, Experts, Family, FeedForward, Format, Grouped,
+    Latent, LayerSpec, ModelSpec, Pairs, Part, Rope, RopeScaling, Router, Score, Sharding, Shared,
 };
 use planner::stripes::{self, Slice};
 use planner::{DeviceSpec, Limits, NodeId, NodeSpec, PlanError, RankPlan, ShardPlan, plan};
 use proptest::prelude::*;
 
-fn layer() -> impl Strategy<Value = LayerSpec> {
+fn rope(dims: usize) -> Rope {
+    Rope { theta: 1e4, dims, pairs: Pairs::Halves, scaling: RopeScaling::None }
+}
+
+fn grouped() -> impl Strategy<Value = Attention> {
     let heads = (1usize..5, 1usize..5, 1usize..5);
-    (heads, 1usize..200, 0usize..4, any::<bool>()).prop_map(|(heads, width, experts, bias)| {
-        let (kv_heads, group, half) = heads;
-        let rope = Rope { theta: 1e4, scaling: RopeScaling::None };
-        let grouped = Grouped {
+    (heads, any::<[bool; 3]>()).prop_map(|((kv_heads, group, half), [bias, qk_norm, sinks])| {
+        Attention::Grouped(Grouped {
             heads: kv_heads * group,
             kv_heads,
             head_dim: 2 * half,
             qkv_bias: bias,
             out_bias: bias,
+            qk_norm,
+            sinks,
+            softcap: None,
+            scale: 1.0,
             window: None,
-            rope,
-        };
-        let feed_forward = match experts {
-            0 => FeedForward::Dense(Dense { width, bias }),
-            count => FeedForward::Experts(Experts { count, chosen: 1, width, renormalise: true }),
-        };
-        LayerSpec { attention: Attention::Grouped(grouped), feed_forward }
+            rope: rope(2 * half),
+        })
     })
+}
+
+fn latent() -> impl Strategy<Value = Attention> {
+    let ranks = (prop::option::of(1usize..50), 1usize..70);
+    (1usize..17, ranks, 1usize..40, 1usize..5, 1usize..40).prop_map(
+        |(heads, (query_rank, kv_rank), nope_dim, half, value_dim)| {
+            let (rope_dim, scale) = (2 * half, 1.0);
+            let rope = rope(rope_dim);
+            Attention::Latent(Latent {
+                heads,
+                query_rank,
+                kv_rank,
+                nope_dim,
+                rope_dim,
+                value_dim,
+                scale,
+                rope,
+            })
+        },
+    )
+}
+
+fn layer() -> impl Strategy<Value = LayerSpec> {
+    let attention = prop_oneof![grouped(), latent()];
+    let shared = prop::option::of((1usize..200, any::<bool>()));
+    (attention, 1usize..200, 0usize..4, shared, any::<[bool; 2]>()).prop_map(
+        |(attention, width, experts, shared, [bias, post_norms])| {
+            let activation = Activation::Silu;
+            let router = Router { bias, correction: post_norms, ..Router::plain(Score::Softmax) };
+            let shared = shared.map(|(width, gated)| Shared { width, gated });
+            let chosen = 1;
+            let feed_forward = match experts {
+                0 => FeedForward::Dense(Dense { width, bias, activation }),
+                count => FeedForward::Experts(Experts {
+                    count,
+                    chosen,
+                    width,
+                    bias,
+                    activation,
+                    router,
+                    shared,
+                }),
+            };
+            LayerSpec { attention, feed_forward, post_norms }
+        },
+    )
 }
 
 /// Models whose layers differ, in sizes that divide by nothing.
@@ -46,10 +93,15 @@ fn spec() -> impl Strategy<Value = ModelSpec> {
             vocab,
             context: 64,
             norm_eps: 1e-5,
+            format: Format::Plain,
+            norm_plus_one: false,
+            embedding_scale: None,
+            logit_softcap: None,
             tied,
             layers,
             bos: None,
             eos: vec![],
+            ignored_prefixes: vec![],
         }
     })
 }
@@ -72,7 +124,9 @@ fn bytes(part: Part, shape: &[usize], compute: ComputeType) -> u64 {
         ([length], _, _) => 4 * length,
         ([rows, columns], ComputeType::F32, _) => rows * columns * 4,
         ([rows, columns], ComputeType::Bf16, _)
-        | ([rows, columns], _, Part::Embedding | Part::Head | Part::Router) => rows * columns * 2,
+        | ([rows, columns], _, Part::Embedding | Part::Head | Part::Router | Part::SharedRouter) => {
+            rows * columns * 2
+        }
         ([rows, columns], ComputeType::Int8, _) => {
             let blocks = (0..*columns).step_by(32).count();
             rows * (columns + 4 * blocks)
@@ -95,6 +149,17 @@ fn slow_weight_bytes(spec: &ModelSpec, count: usize, held: &[usize], compute: Co
                     total += bytes(tensor.part, &[tensor.shape[0], range.len()], compute);
                 }
             }
+        }
+        let attention = tensor.layer.map(|layer| &spec.layers[layer].attention);
+        if let (Some(Attention::Latent(latent)), Part::LatentUp) = (attention, tensor.part) {
+            // Of every head, what multiplies queries is kept transposed.
+            let (nope, value) = (latent.nope_dim, latent.value_dim);
+            let keys = |row: &&usize| **row % (nope + value) < nope;
+            assert_eq!(rows.iter().filter(keys).count() * (nope + value), rows.len() * nope);
+            let head = bytes(tensor.part, &[latent.kv_rank, nope], compute)
+                + bytes(tensor.part, &[value, latent.kv_rank], compute);
+            total += head * (rows.len() / (nope + value)) as u64;
+            continue;
         }
         let mut shape = tensor.shape.clone();
         shape[0] = rows.len();
@@ -222,13 +287,20 @@ proptest! {
         let held: Vec<usize> = (0..count).filter(|&stripe| chosen[stripe]).collect();
         let mut cache = 0;
         for layer in &spec.layers {
-            let Attention::Grouped(grouped) = &layer.attention;
-            let heads: BTreeSet<usize> = held
-                .iter()
-                .flat_map(|&s| stripes::kv_heads(grouped.heads, grouped.kv_heads, count, s))
-                .collect();
+            let columns = match &layer.attention {
+                Attention::Grouped(grouped) => {
+                    let heads: BTreeSet<usize> = held
+                        .iter()
+                        .flat_map(|&s| stripes::kv_heads(grouped.heads, grouped.kv_heads, count, s))
+                        .collect();
+                    2 * heads.len() * grouped.head_dim
+                }
+                // One latent and one rotated key on every rank, however many stripes it has.
+                Attention::Latent(_) if held.is_empty() => 0,
+                Attention::Latent(latent) => latent.kv_rank + latent.rope_dim,
+            };
             let element = if compute == ComputeType::F32 { 4 } else { 2 };
-            cache += (2 * heads.len() * grouped.head_dim * element * blocks * block_tokens) as u64;
+            cache += (columns * element * blocks * block_tokens) as u64;
         }
         let kv_bytes = stripes::kv_bytes(&spec, count, &held, compute, blocks, block_tokens);
         prop_assert_eq!(kv_bytes, cache);
@@ -363,7 +435,9 @@ proptest! {
 #[test]
 fn small_models_have_fewer_stripes() {
     let mut spec = wide();
-    let Attention::Grouped(grouped) = &mut spec.layers[0].attention;
+    let Attention::Grouped(grouped) = &mut spec.layers[0].attention else {
+        panic!("no grouped attention");
+    };
     grouped.heads = 6;
     grouped.kv_heads = 2;
     assert_eq!((stripes::max_count(&spec), stripes::default_count(&spec)), (6, 4));
