@@ -10,6 +10,24 @@ const LLAMA: &str = include_str!("fixtures/llama3.json");
 const MISTRAL: &str = include_str!("fixtures/mistral-window.json");
 const MIXTRAL: &str = include_str!("fixtures/mixtral.json");
 
+/// One of every way to read a config.
+const CONFIGS: [&str; 14] = [
+    LLAMA,
+    MISTRAL,
+    MIXTRAL,
+    include_str!("fixtures/deepseek-v2.json"),
+    include_str!("fixtures/deepseek-v2-lite.json"),
+    include_str!("fixtures/deepseek-v3-fp8.json"),
+    include_str!("fixtures/gemma2.json"),
+    include_str!("fixtures/gemma3.json"),
+    include_str!("fixtures/gpt-oss-mxfp4.json"),
+    include_str!("fixtures/phi3.json"),
+    include_str!("fixtures/qwen2.json"),
+    include_str!("fixtures/published/qwen1.5-moe-a2.7b.json"),
+    include_str!("fixtures/qwen3.json"),
+    include_str!("fixtures/qwen3-moe.json"),
+];
+
 /// The config with some fields set, or removed where the value is the string "absent".
 fn changed(config: &str, changes: Value) -> String {
     let mut map: Map<String, Value> = serde_json::from_str(config).unwrap();
@@ -311,7 +329,7 @@ fn any_json() -> impl Strategy<Value = Value> {
         any::<u64>().prop_map(Value::from),
         (0i64..20_000).prop_map(Value::from),
         any::<f64>().prop_map(Value::from),
-        prop_oneof![Just("linear"), Just("llama3"), Just("default")].prop_map(Value::from),
+        prop::sample::select(&["linear", "llama3", "default", "yarn"][..]).prop_map(Value::from),
         ".{0,8}".prop_map(Value::from),
     ];
     let key = prop_oneof![
@@ -334,7 +352,7 @@ proptest! {
     /// Any values in any of the fields: a spec whose table can be built, or an error.
     #[test]
     fn strange_values_never_panic(
-        base in prop_oneof![Just(LLAMA), Just(MISTRAL), Just(MIXTRAL)],
+        base in prop::sample::select(&CONFIGS[..]),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any_json()), 1..4),
         added in any_json(),
     ) {

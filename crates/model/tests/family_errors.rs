@@ -297,6 +297,19 @@ fn qwen() {
 }
 
 #[test]
+fn a_window_that_is_off_says_nothing() {
+    for config in [QWEN2, QWEN3, QWEN3_MOE] {
+        let spec = ModelSpec::from_config(config).unwrap();
+        for window in [0, 24] {
+            let off = json!({"use_sliding_window": false, "sliding_window": window});
+            assert_eq!(ModelSpec::from_config(&changed(config, &off)), Ok(spec.clone()));
+        }
+    }
+    let on = json!({"use_sliding_window": true, "sliding_window": 0});
+    assert!(refused(QWEN2, on).starts_with("field `sliding_window` is 0"));
+}
+
+#[test]
 fn a_window_by_layer() {
     let on = json!({"use_sliding_window": true, "sliding_window": 24, "max_window_layers": 0,
         "layer_types": ["full_attention", "sliding_attention", "full_attention"]});

@@ -95,3 +95,52 @@ fn mixtral() {
     };
     assert_eq!(spec.layers[0].feed_forward, FeedForward::Experts(experts));
 }
+
+/// The older style's rope fields as one object, as newer versions write them.
+fn newer(config: &str) -> String {
+    let mut map: serde_json::Map<String, serde_json::Value> = serde_json::from_str(config).unwrap();
+    let mut rope = match map.remove("rope_scaling") {
+        Some(serde_json::Value::Object(mut rope)) => {
+            if let Some(kind) = rope.remove("type") {
+                rope.insert("rope_type".to_owned(), kind);
+            }
+            rope
+        }
+        _ => serde_json::Map::from_iter([("rope_type".to_owned(), "default".into())]),
+    };
+    rope.insert("rope_theta".to_owned(), map.remove("rope_theta").unwrap());
+    map.insert("rope_parameters".to_owned(), rope.into());
+    serde_json::Value::Object(map).to_string()
+}
+
+#[test]
+fn both_styles_say_the_same() {
+    for config in [
+        include_str!("fixtures/deepseek-v2.json"),
+        include_str!("fixtures/deepseek-v2-lite.json"),
+        include_str!("fixtures/deepseek-v3.json"),
+        include_str!("fixtures/deepseek-v3-fp8.json"),
+        include_str!("fixtures/gemma2.json"),
+        include_str!("fixtures/gpt-oss.json"),
+        include_str!("fixtures/gpt-oss-mxfp4.json"),
+        include_str!("fixtures/phi3.json"),
+        include_str!("fixtures/qwen2.json"),
+        include_str!("fixtures/qwen3.json"),
+    ] {
+        let spec = ModelSpec::from_config(config).unwrap();
+        assert_eq!(ModelSpec::from_config(&newer(config)).unwrap(), spec);
+    }
+    // Gemma 3 has two ropes; its golden config is of the newer style.
+    let config = include_str!("fixtures/gemma3.json");
+    let mut map: serde_json::Map<String, serde_json::Value> = serde_json::from_str(config).unwrap();
+    map.remove("rope_parameters").unwrap();
+    map.insert("rope_scaling".to_owned(), serde_json::json!({"type": "linear", "factor": 8}));
+    let older = serde_json::Value::Object(map.clone()).to_string();
+    let spec = ModelSpec::from_config(config).unwrap();
+    assert_eq!(ModelSpec::from_config(&older).unwrap(), spec);
+    // The list of types wins over a pattern of its own; without it the pattern counts.
+    map.remove("layer_types").unwrap();
+    map.insert("_sliding_window_pattern".to_owned(), 3.into());
+    let older = serde_json::Value::Object(map).to_string();
+    assert_eq!(ModelSpec::from_config(&older).unwrap(), spec);
+}

@@ -139,8 +139,9 @@ pub fn slice(tensor: &TensorSpec, spec: &ModelSpec, stripes: usize, stripe: usiz
 /// Bytes that a rank with these stripes (ascending, each once) keeps of the weights: a shared KV
 /// head and every replicated tensor once per rank, a tied head once with the embedding.
 ///
-/// This is what the numbers themselves take in the compute type, whatever the checkpoint stores. Packing pads: each packed matrix up to the next 16
-/// outputs, so at most 15 rows more per matrix and stripe, and its rows up to the next 32 inputs.
+/// This is what the numbers themselves take in the compute type, whatever the checkpoint stores.
+/// Packing pads: each packed matrix up to the next 16 outputs, so at most 15 rows more per matrix
+/// and stripe, and its rows up to the next 32 inputs.
 pub fn weight_bytes(spec: &ModelSpec, stripes: usize, held: &[usize], compute: ComputeType) -> u64 {
     Costs::new(spec, stripes, compute).weight_bytes(held)
 }

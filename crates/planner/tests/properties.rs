@@ -123,10 +123,9 @@ fn bytes(part: Part, shape: &[usize], compute: ComputeType) -> u64 {
     let bytes = match (shape, compute, part) {
         ([length], _, _) => 4 * length,
         ([rows, columns], ComputeType::F32, _) => rows * columns * 4,
-        ([rows, columns], ComputeType::Bf16, _)
-        | ([rows, columns], _, Part::Embedding | Part::Head | Part::Router | Part::SharedRouter) => {
-            rows * columns * 2
-        }
+        ([rows, columns], ComputeType::Bf16, _) => rows * columns * 2,
+        ([rows, columns], _, Part::Embedding | Part::Head) => rows * columns * 2,
+        ([rows, columns], _, Part::Router | Part::SharedRouter) => rows * columns * 2,
         ([rows, columns], ComputeType::Int8, _) => {
             let blocks = (0..*columns).step_by(32).count();
             rows * (columns + 4 * blocks)

@@ -20,19 +20,16 @@ pub(super) const WITHOUT_EFFECT: &[&str] = &[
     "seq_aux",
 ];
 
-const DEFAULTS: Defaults = Defaults {
-    bos: Some(0),
-    eos: Some(1),
-    quantised: Some(Format::Fp8Blocks),
-    yarn: true,
-    ..Defaults::USUAL
-};
+const DEFAULTS: Defaults =
+    Defaults { quantised: Some(Format::Fp8Blocks), rope_types: rope::WITH_YARN, ..Defaults::USUAL };
 /// The config classes' width of the query's latent where the field is absent; null means none.
 const DEFAULT_QUERY_RANK: usize = 1536;
 
 pub(super) fn spec(family: Family, fields: &mut Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let v3 = family == Family::DeepseekV3;
-    let mut base = base(family, fields, &DEFAULTS)?;
+    // The older class kept the ids it began with.
+    let (bos, eos) = if v3 { (Some(0), Some(1)) } else { (Some(1), Some(2)) };
+    let mut base = base(family, fields, &Defaults { bos, eos, ..DEFAULTS })?;
     let attention = Attention::Latent(latent(fields, &base)?);
     fields.only("attention_bias", &json!(false))?;
     fields.only("mlp_bias", &json!(false))?;

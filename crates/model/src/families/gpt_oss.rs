@@ -1,6 +1,6 @@
 //! gpt-oss: windows in every other layer, attention sinks, biases everywhere, clamped experts.
 
-use super::rope::agree;
+use super::rope::{WITH_YARN, agree};
 use super::{Defaults, base, grouped, limits, not_divisible, sliding_layers};
 use crate::config::{ConfigError, Fields, Given};
 use crate::spec::{
@@ -25,7 +25,7 @@ pub(super) fn spec(fields: &mut Fields<'_>) -> Result<ModelSpec, ConfigError> {
         norm_eps: 1e-5,
         theta: 150_000.0,
         quantised: Some(Format::Mxfp4),
-        yarn: true,
+        rope_types: WITH_YARN,
         ..Defaults::USUAL
     };
     let base = base(Family::GptOss, fields, &defaults)?;

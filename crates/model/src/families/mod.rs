@@ -185,8 +185,8 @@ pub(crate) struct Defaults {
     pub(crate) activation: &'static str,
     /// Checkpoints may come in this format, too.
     pub(crate) quantised: Option<Format>,
-    /// The class implements the rope type `yarn`.
-    pub(crate) yarn: bool,
+    /// The rope types that the class implements.
+    pub(crate) rope_types: &'static [&'static str],
 }
 
 impl Defaults {
@@ -201,13 +201,13 @@ impl Defaults {
         eos: None,
         activation: "silu",
         quantised: None,
-        yarn: false,
+        rope_types: rope::TYPES,
     };
     /// Those of the oldest families, whose config classes name the tokens 1 and 2.
     pub(crate) const LLAMA: Defaults = Defaults { bos: Some(1), eos: Some(2), ..Self::USUAL };
 
     pub(crate) fn rope(&self, context: usize) -> RopeDefaults {
-        RopeDefaults { theta: self.theta, context, yarn: self.yarn }
+        RopeDefaults { theta: self.theta, context, types: self.rope_types }
     }
 }
 
@@ -290,7 +290,7 @@ fn format(fields: &mut Fields<'_>, understood: Option<Format>) -> Result<Format,
             return Err(fields.unsupported("quantization_config", &what, understood));
         }
         Some(Format::Fp8Blocks) => {
-            inner.required("fmt", &json!("e4m3"))?;
+            inner.only("fmt", &json!("e4m3"))?;
             inner.required("weight_block_size", &json!([128, 128]))?;
             // How activations would be quantised before products; here they never are.
             inner.only("activation_scheme", &json!("dynamic"))?;
@@ -300,6 +300,8 @@ fn format(fields: &mut Fields<'_>, understood: Option<Format>) -> Result<Format,
         Some(Format::Mxfp4) => "mxfp4",
     };
     inner.required("quant_method", &json!(method))?;
+    // Asks the library to do at load what is always done here.
+    inner.only("dequantize", &json!(false))?;
     // Whatever stands in another type is taken as it is.
     inner.finish(&[&["modules_to_not_convert"]])?;
     Ok(understood.unwrap_or(Format::Plain))

@@ -11,7 +11,13 @@ pub(super) const WITHOUT_EFFECT: &[&str] =
     &["auto_map", "embd_pdrop", "original_max_position_embeddings", "resid_pdrop"];
 
 pub(super) fn spec(fields: &mut Fields<'_>) -> Result<ModelSpec, ConfigError> {
-    let defaults = Defaults { norm_eps: 1e-5, bos: Some(1), eos: Some(32_000), ..Defaults::USUAL };
+    let defaults = Defaults {
+        norm_eps: 1e-5,
+        bos: Some(1),
+        eos: Some(32_000),
+        rope_types: &["default"],
+        ..Defaults::USUAL
+    };
     let base = base(Family::Phi3, fields, &defaults)?;
     let mut attention = grouped(fields, &base.spec, &defaults)?;
     no_biases(fields)?;

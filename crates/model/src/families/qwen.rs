@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::rope::agree;
+use super::rope::{WITH_YARN, agree};
 use super::{Base, Defaults, base, grouped, limits, sliding_layers};
 use crate::config::{ConfigError, Fields};
 use crate::spec::{
@@ -20,7 +20,7 @@ const DEFAULT_WINDOW: usize = 4096;
 const DEFAULT_FIRST: usize = 28;
 
 fn defaults(family: Family) -> Defaults {
-    let usual = Defaults { yarn: true, ..Defaults::USUAL };
+    let usual = Defaults { rope_types: WITH_YARN, ..Defaults::USUAL };
     let quantised = Some(Format::Fp8Blocks);
     match family {
         Family::Qwen2Moe => Defaults { kv_heads: Some(16), ..usual },
@@ -73,8 +73,10 @@ fn windows(
     layers: usize,
 ) -> Result<(Vec<bool>, Option<usize>), ConfigError> {
     let on = fields.flag("use_sliding_window")?;
+    // Switched off, some versions write zero.
+    let least = usize::from(on);
     let window = fields
-        .count_given("sliding_window", 1..=limits::CONTEXT)?
+        .count_given("sliding_window", least..=limits::CONTEXT)?
         .or_absent(Some(DEFAULT_WINDOW))
         .filter(|_| on);
     let first = fields.count_given("max_window_layers", 0..=limits::LAYERS)?.value();

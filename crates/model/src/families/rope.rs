@@ -22,14 +22,18 @@ struct Object {
     query_scale: f64,
 }
 
+/// The rope types that most classes implement, and those with YaRN.
+pub(crate) const TYPES: &[&str] = &["default", "linear", "llama3"];
+pub(crate) const WITH_YARN: &[&str] = &["default", "linear", "llama3", "yarn"];
+
 /// What rope needs to know of the rest of the config.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RopeDefaults {
     pub(crate) theta: f64,
     /// `max_position_embeddings`, the original context where no other is given.
     pub(crate) context: usize,
-    /// The rope type `yarn` is understood.
-    pub(crate) yarn: bool,
+    /// The rope types that the family's class implements.
+    pub(crate) types: &'static [&'static str],
 }
 
 /// Rope from either style: `rope_theta` with `rope_scaling`, or `rope_parameters` holding both.
@@ -106,27 +110,31 @@ fn object(
         _ if theta.is_some() && map.len() == 1 => "default",
         _ => return Err(ConfigError::Missing { field: fields.path("rope_type") }),
     };
+    if !defaults.types.contains(&kind) {
+        let kind = Value::from(kind);
+        return Err(fields.unsupported("rope_type", &kind, listed(defaults.types)));
+    }
     let mut query_scale = 1.0;
     let scaling = match kind {
-        "default" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: factor(&mut fields)? },
         "llama3" => llama3(&mut fields)?,
-        "yarn" if defaults.yarn => {
+        "yarn" => {
             let (scaling, scale) = yarn(&mut fields, defaults.context)?;
             query_scale = scale;
             scaling
         }
-        other => {
-            let understood = match defaults.yarn {
-                true => "default, linear, llama3 or yarn",
-                false => "default, linear or llama3",
-            };
-            let (other, understood) = (Value::from(other), understood.to_owned());
-            return Err(fields.unsupported("rope_type", &other, understood));
-        }
+        _ => RopeScaling::None,
     };
     fields.finish(&[])?;
     Ok(Object { theta, scaling, query_scale })
+}
+
+/// `a, b or c`.
+fn listed(names: &[&str]) -> String {
+    match names {
+        [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+        _ => names.concat(),
+    }
 }
 
 fn factor(fields: &mut Fields<'_>) -> Result<f64, ConfigError> {
@@ -155,6 +163,9 @@ fn llama3(fields: &mut Fields<'_>) -> Result<RopeScaling, ConfigError> {
 /// The scaling, and what `mscale_all_dim` multiplies query and key with, each.
 fn yarn(fields: &mut Fields<'_>, context: usize) -> Result<(RopeScaling, f64), ConfigError> {
     const POSITIVE: &str = "a positive number";
+    // Beyond any that is published, and far from what f32 cannot hold.
+    const MODERATE: &str = "a positive number up to 1000";
+    let moderate = |value: f64| value > 0.0 && value <= 1000.0;
     let factor = factor(fields)?;
     let original = fields
         .number_given("original_max_position_embeddings", POSITIVE, positive)?
@@ -165,9 +176,9 @@ fn yarn(fields: &mut Fields<'_>, context: usize) -> Result<(RopeScaling, f64), C
     let beta_slow = fields.number_given("beta_slow", "between 0 and beta_fast", slow)?;
     let beta_slow = beta_slow.value().unwrap_or(1.0);
     let truncate = fields.truth("truncate")?.value().unwrap_or(true);
-    let given = fields.number_given("attention_factor", POSITIVE, positive)?.value();
-    let mscale = fields.number_given("mscale", POSITIVE, positive)?.value();
-    let all_dim = fields.number_given("mscale_all_dim", POSITIVE, positive)?.value();
+    let given = fields.number_given("attention_factor", MODERATE, moderate)?.value();
+    let mscale = fields.number_given("mscale", MODERATE, moderate)?.value();
+    let all_dim = fields.number_given("mscale_all_dim", MODERATE, moderate)?.value();
     let by = |weight: f64| 0.1 * weight * factor.ln() + 1.0;
     let (magnitude, query_scale) = match (mscale, all_dim) {
         (Some(mscale), Some(all_dim)) => (by(mscale) / by(all_dim), by(all_dim)),
