@@ -31,7 +31,13 @@ fn step(start: usize, tokens: &[u32], blocks: &[u32]) -> Step {
 
 #[test]
 fn a_step_that_does_not_fit_is_refused_and_the_next_one_runs() {
-    let golden = golden::load("llama3");
+    for name in ["llama3", "deepseek-v3", "gpt-oss", "gemma3"] {
+        refused_and_runs_on(name);
+    }
+}
+
+fn refused_and_runs_on(name: &str) {
+    let golden = golden::load(name);
     let mut decoder = load(&golden, 8, (0..8).collect()).expect("a decoder");
     let link = local::links(1, Membership { group: 1, epoch: 1 }).remove(0);
     let mut tree =

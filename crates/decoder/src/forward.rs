@@ -222,7 +222,7 @@ impl<D: Device> Decoder<D> {
             return Ok(());
         };
         if after.bias.is_some() {
-            // No known model has both; the bias comes before the norm.
+            // Rare, so a tensor of its own does: the bias comes before the norm.
             let zeros = device.tensor(rows, after.hidden)?;
             device.add(&mut s.sum, &zeros, after.bias)?;
         }
@@ -266,5 +266,41 @@ impl<D: Device> Decoder<D> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use collective::{Membership, TreeCollective, local};
+    use compute::CpuDevice;
+
+    use super::*;
+
+    /// What joins a stream of ones from a branch's sum `[3, 4]`.
+    fn joined(bias: Option<&[f32]>, norm: Option<&[f32]>) -> Vec<f32> {
+        let device = CpuDevice::new(1, None).unwrap();
+        let mut s = Scratch::new(&device).unwrap();
+        for (tensor, values) in [(&mut s.x, [1.0, 1.0]), (&mut s.partials, [3.0, 4.0])] {
+            device.reshape(tensor, 1, 2).unwrap();
+            device.host_mut(tensor).copy_from_slice(&values);
+        }
+        let link = local::links(1, Membership { group: 1, epoch: 1 }).remove(0);
+        let mut tree = TreeCollective::new(Box::new(link), 1, vec![vec![0]]).unwrap();
+        let after = After { hidden: 2, bias, norm, eps: 0.0 };
+        Decoder::add_partials(&device, &mut s, 1, after, &mut tree).unwrap();
+        device.host(&s.x).iter().map(|x| x - 1.0).collect()
+    }
+
+    #[test]
+    fn sums_get_their_bias_before_they_are_normed() {
+        let near = |got: Vec<f32>, want: [f32; 2]| {
+            assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-5), "{got:?} {want:?}");
+        };
+        near(joined(None, None), [3.0, 4.0]);
+        near(joined(Some(&[1.0, -4.0]), None), [4.0, 0.0]);
+        // The root of the mean square of 3 and 4 is sqrt(12.5).
+        near(joined(None, Some(&[2.0, 1.0])), [6.0 / 12.5f32.sqrt(), 4.0 / 12.5f32.sqrt()]);
+        // Of 4 and 0 it is sqrt(8).
+        near(joined(Some(&[1.0, -4.0]), Some(&[2.0, 1.0])), [8.0 / 8f32.sqrt(), 0.0]);
     }
 }

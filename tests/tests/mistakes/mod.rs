@@ -1,15 +1,11 @@
 //! Deliberate mistakes in a spec or in weights, by the names that the golden references give them.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
 use decoder::Checkpoint;
-use model::safetensors::parse_header;
 use model::{Attention, Experts, FeedForward, Grouped, Latent, ModelSpec, Pairs, Rope};
 use model::{RopeScaling, Score};
+use tests::files::Files;
 use tests::golden::Golden;
 
 /// A golden model with one mistake.
@@ -18,7 +14,7 @@ pub(crate) fn make(golden: &Golden, mistake: &str) -> (Arc<ModelSpec>, Arc<Check
         return (Arc::clone(&golden.spec), Arc::new(checkpoint));
     }
     let mut spec = ModelSpec::clone(&golden.spec);
-    // Most mistakes leave the tensors alone; those that do not must open the checkpoint as it is.
+    // The checkpoint was opened as the right spec says; a wrong one asks for nothing more of it.
     spoil(&mut spec, mistake);
     assert_ne!(spec, *golden.spec, "{mistake} changes nothing");
     (Arc::new(spec), Arc::clone(&golden.checkpoint))
@@ -154,35 +150,4 @@ fn spoilt_weights(golden: &Golden, mistake: &str) -> Option<Checkpoint> {
     let directory = tempfile::tempdir().expect("a directory");
     files.write(directory.path());
     Some(Checkpoint::open(directory.path(), &golden.spec).expect("a whole checkpoint"))
-}
-
-/// The files of a checkpoint by name.
-struct Files(BTreeMap<String, Vec<u8>>);
-
-impl Files {
-    fn read(directory: &Path) -> Self {
-        let entries = fs::read_dir(directory).expect("a directory");
-        let names = entries.map(|e| e.expect("an entry").file_name().into_string().expect("UTF-8"));
-        let read = |name: String| {
-            let bytes = fs::read(directory.join(&name)).expect("a file");
-            (name, bytes)
-        };
-        Self(names.filter(|name| name.starts_with("model")).map(read).collect())
-    }
-
-    fn write(&self, directory: &Path) {
-        for (name, bytes) in &self.0 {
-            fs::write(directory.join(name), bytes).expect("written");
-        }
-    }
-
-    /// The bytes of a tensor, in whichever file it stands.
-    fn tensor(&mut self, tensor: &str) -> &mut [u8] {
-        let place = |(name, bytes): (&String, &Vec<u8>)| -> Option<(String, Range<usize>)> {
-            let header = parse_header(name, bytes).ok()?;
-            Some((name.clone(), header.get(tensor)?.range.clone()))
-        };
-        let (name, range) = self.0.iter().find_map(place).expect("a stored tensor");
-        &mut self.0.get_mut(&name).expect("its file")[range]
-    }
 }
