@@ -180,8 +180,8 @@ impl<D: Device> Decoder<D> {
         Ok(batch)
     }
 
-    /// `x = embedding[tokens]`, scaled where the model says so: each stripe gives the rows of its vocabulary run and zeros for the
-    /// others, so the sum over stripes is exact.
+    /// `x = embedding[tokens]`, scaled where the model says so. Each stripe gives the rows of its
+    /// vocabulary run and zeros for the others, so the sum over stripes is exact.
     fn embed(
         &mut self,
         batch: &Batch<'_>,
