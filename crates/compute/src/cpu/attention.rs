@@ -27,6 +27,9 @@ use std::ops::Range;
 /// Positions of a passage where values are prefixes of keys.
 const PASSAGE: usize = 64;
 
+/// Heads whose queries and sums stay in a processor's second-level cache beside a passage.
+const MOST_HEADS: usize = 32;
+
 /// A vector in memory.
 type Vector = [f32; LANES];
 
@@ -139,12 +142,13 @@ fn common_group(kv_of_query: &[usize]) -> usize {
         .unwrap_or(1)
 }
 
-/// A divisor of `group`, the largest that leaves each of `threads` a task, or the smallest of at
-/// least four heads (fewer would read keys more often than they share them).
+/// Heads of a task: a divisor of `group` of at most [`MOST_HEADS`], the largest that leaves each
+/// of `threads` a task, or else the smallest of at least four (fewer would read keys more often
+/// than they share them). `heads` counts those of all rows.
 fn spread(group: usize, heads: usize, threads: usize) -> usize {
-    let divisors = (4..=group).rev().filter(|&part| group.is_multiple_of(part));
-    let mut parts = divisors.skip_while(|part| heads / part < threads);
-    parts.next().or((4..group).find(|&part| group.is_multiple_of(part))).unwrap_or(group)
+    let divisors = || (4..=group.min(MOST_HEADS)).filter(|&part| group.is_multiple_of(part));
+    let enough = divisors().rev().find(|part| heads / part >= threads);
+    enough.or(divisors().next()).unwrap_or(group)
 }
 
 impl<E: Element> Call<'_, E> {
@@ -343,7 +347,8 @@ fn softmax<L: Lanes>(lanes: L, scores: &mut [f32], total: &mut Total) -> f32 {
     let mut last = [0.0; LANES];
     last[..rest.len()].copy_from_slice(rest);
     let sum = lanes.sum(lanes.add(sum, lanes.load(&last)));
-    let factor = exp(total.max - max);
+    // Without a total there is nothing to multiply.
+    let factor = if total.sum == 0.0 { 1.0 } else { exp(total.max - max) };
     *total = Total { max, sum: total.sum * factor + sum };
     factor
 }
@@ -497,6 +502,18 @@ mod tests {
     const SCALE: f32 = 0.03;
     /// Several whole vectors of positions and a rest.
     const LEN: usize = 85;
+
+    #[test]
+    fn heads_are_spread_over_threads() {
+        // One row of 16 or 128 heads; many rows; heads that cannot be parted.
+        assert_eq!([1, 2, 4, 16].map(|threads| spread(16, 16, threads)), [16, 8, 4, 4]);
+        assert_eq!([1, 4, 16].map(|threads| spread(128, 128, threads)), [32, 32, 8]);
+        assert_eq!(spread(8, 512, 16), 8);
+        assert_eq!(
+            [(0, 1), (1, 1), (3, 9), (7, 2), (37, 2)].map(|(g, t)| spread(g, g, t)),
+            [0, 1, 3, 7, 37]
+        );
+    }
 
     /// Sixteen lanes, added as the module says.
     fn tree(mut lanes: Vec<f32>) -> f32 {
