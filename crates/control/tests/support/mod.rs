@@ -7,10 +7,7 @@ use std::time::Duration;
 
 use cluster::{Deployment, Epoch, GroupId, NodeInfo};
 use control::{ControlConfig, ControlHandle};
-use model::{
-    Attention, ComputeType, Dense, Family, FeedForward, Grouped, LayerSpec, ModelSpec, Rope,
-    RopeScaling,
-};
+use model::{ComputeType, ModelSpec};
 use planner::{DeviceSpec, NodeId};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -23,28 +20,15 @@ use wire::{FormGroup, Order, Report, pb, transport};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn spec() -> Arc<ModelSpec> {
-    let rope = Rope { theta: 10_000.0, scaling: RopeScaling::None };
-    let attention = Attention::Grouped(Grouped {
-        heads: 8,
-        kv_heads: 4,
-        head_dim: 8,
-        qkv_bias: false,
-        out_bias: false,
-        window: None,
-        rope,
-    });
-    let feed_forward = FeedForward::Dense(Dense { width: 128, bias: false });
-    Arc::new(ModelSpec {
-        family: Family::Llama,
-        hidden: 64,
-        vocab: 256,
-        context: 128,
-        norm_eps: 1e-5,
-        tied: false,
-        layers: vec![LayerSpec { attention, feed_forward }],
-        bos: None,
-        eos: vec![0],
-    })
+    Arc::new(
+        ModelSpec::from_config(
+            r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
+            "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 4,
+            "max_position_embeddings": 128, "vocab_size": 256, "rms_norm_eps": 1e-5,
+            "bos_token_id": null, "eos_token_id": 0}"#,
+        )
+        .expect("a Llama config"),
+    )
 }
 
 pub fn deployment(ranks: usize) -> Deployment {
