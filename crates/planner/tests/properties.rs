@@ -332,20 +332,33 @@ proptest! {
             .into_iter()
             .map(|(percent, weight)| (whole * percent / 25 / ranks as u64, weight))
             .collect();
-        let fits = |shares: &[usize]| {
-            runs(shares).iter().zip(&devices).all(|(held, (room, _))| needed(held) <= *room)
+        let possible = |taken: &[(u64, f64)]| {
+            let fits = |shares: &Vec<usize>| {
+                runs(shares).iter().zip(taken).all(|(held, (room, _))| needed(held) <= *room)
+            };
+            let mut possible = compositions(count, ranks);
+            possible.retain(fits);
+            possible
         };
         // The time of the slowest rank.
-        let slowest = |shares: &[usize]| {
-            let times = shares.iter().zip(&devices).map(|(&share, (_, weight))| {
-                share as f64 / weight
-            });
+        let slowest = |shares: &[usize], taken: &[(u64, f64)]| {
+            let times = shares.iter().zip(taken).map(|(&share, (_, weight))| share as f64 / weight);
             times.fold(0.0, f64::max)
         };
-        let mut possible = compositions(count, ranks);
-        possible.retain(|shares| fits(shares));
-        match plan(&spec, &one_device_nodes(&devices), &limits) {
+        let nodes = one_device_nodes(&devices);
+        let first = possible(&devices[..ranks]);
+        match plan(&spec, &nodes, &limits) {
             Ok(plan) => {
+                let number = |rank: &RankPlan| {
+                    nodes.iter().position(|node| node.id == rank.node).expect("one of the nodes")
+                };
+                let numbers: Vec<usize> = plan.ranks.iter().map(number).collect();
+                prop_assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]));
+                let taken: Vec<(u64, f64)> = numbers.iter().map(|&n| devices[n]).collect();
+                // Others than the first are taken only where the first do not fit.
+                let firsts = numbers.iter().copied().eq(0..ranks);
+                prop_assert!(firsts || first.is_empty());
+                let possible = possible(&taken);
                 prop_assert_eq!(plan.check(&spec), Ok(()));
                 prop_assert_eq!((plan.stripes, plan.ranks.len()), (count, ranks));
                 for rank in &plan.ranks {
@@ -359,15 +372,24 @@ proptest! {
                 // Without memory limits, the same devices would get the split by weight; if this
                 // is another one, none that fits is faster.
                 let room: Vec<(u64, f64)> =
-                    devices.iter().map(|&(_, weight)| (u64::MAX, weight)).collect();
+                    taken.iter().map(|&(_, weight)| (u64::MAX, weight)).collect();
                 let free = planner::plan(&spec, &one_device_nodes(&room), &limits).unwrap();
-                if free.ranks != plan.ranks {
-                    let best = possible.iter().map(|shares| slowest(shares));
-                    prop_assert_eq!(slowest(&shares), best.fold(f64::INFINITY, f64::min));
+                let stripes_of = |plan: &ShardPlan| -> Vec<Vec<usize>> {
+                    plan.ranks.iter().map(|rank| rank.stripes.clone()).collect()
+                };
+                if stripes_of(&free) != stripes_of(&plan) {
+                    let best = possible.iter().map(|shares| slowest(shares, &taken));
+                    prop_assert_eq!(slowest(&shares, &taken), best.fold(f64::INFINITY, f64::min));
                 }
             }
             Err(PlanError::DoesNotFit { shortages, .. }) => {
-                prop_assert!(possible.is_empty(), "possible: {possible:?}");
+                prop_assert!(first.is_empty(), "possible: {first:?}");
+                let mut roomiest: Vec<usize> = (0..devices.len()).collect();
+                roomiest.sort_by_key(|&n| std::cmp::Reverse(devices[n].0));
+                roomiest.truncate(ranks);
+                roomiest.sort_unstable();
+                let roomiest: Vec<(u64, f64)> = roomiest.iter().map(|&n| devices[n]).collect();
+                prop_assert!(possible(&roomiest).is_empty());
                 prop_assert!(!shortages.is_empty());
                 for shortage in shortages {
                     prop_assert_eq!(shortage.available + shortage.missing, shortage.needed);
