@@ -162,3 +162,21 @@ fn a_gate_of_zeros_halves_what_shared_experts_give() {
     // 0.5 in bf16.
     assert_ne!(of(with_shared_gate(&golden, 0x3f00, false)), halved, "the gate changes nothing");
 }
+
+#[test]
+fn a_tied_head_that_is_another_matrix_is_refused_and_a_copy_is_not() {
+    let mut spec = ModelSpec::clone(&golden::load("llama3").spec);
+    spec.tied = true;
+    let whole = std::fs::read(golden::directory("llama3").join(FILE)).expect("weights");
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join(FILE);
+    std::fs::write(&path, &whole).expect("written");
+    refused(Checkpoint::open(directory.path(), &spec), &[FILE, "lm_head.weight", "ties"]);
+
+    let header = model::safetensors::parse_header(FILE, &whole).expect("a header");
+    let range = |tensor: &str| header.get(tensor).expect("a tensor").range.clone();
+    let mut copy = whole.clone();
+    copy.copy_within(range("model.embed_tokens.weight"), range("lm_head.weight").start);
+    std::fs::write(&path, &copy).expect("written");
+    assert!(Checkpoint::open(directory.path(), &spec).is_ok());
+}

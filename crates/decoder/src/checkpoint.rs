@@ -10,6 +10,7 @@ use model::{ModelSpec, Part};
 use crate::stored::{Finder, Located, StoredTensor};
 
 const SINGLE: &str = "model.safetensors";
+const HEAD: &str = "lm_head.weight";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// What is wrong with a checkpoint. Names files and tensors, never whole paths.
@@ -93,6 +94,12 @@ pub enum CheckpointError {
         /// The tensor.
         tensor: String,
     },
+    /// A head is stored beside the embedding it is said to be, and is another matrix.
+    #[error("{file}: {HEAD} differs from the embedding, though the config ties them")]
+    OtherHead {
+        /// The file.
+        file: String,
+    },
     /// The loader asked for a part the spec does not have.
     #[error("the model has no {part:?} in layer {layer:?}")]
     NoSuchPart {
@@ -128,7 +135,31 @@ impl Checkpoint {
             check_index(&index, &headers, &holders)?;
         }
         let tensors = locate(spec, &headers, holders)?;
-        Ok(Self { files, tensors })
+        let checkpoint = Self { files, tensors };
+        checkpoint.check_tied(spec, &headers)?;
+        Ok(checkpoint)
+    }
+
+    /// A stored copy of a tied head must be one: another matrix would be dropped in silence.
+    fn check_tied(&self, spec: &ModelSpec, headers: &[Header]) -> Result<(), CheckpointError> {
+        let embedding = spec.tensor(None, Part::Embedding).map(|tensor| tensor.name);
+        let (Some(head), Some(embedding)) = (
+            self.stored(headers, HEAD),
+            embedding.and_then(|embedding| self.stored(headers, &embedding)),
+        ) else {
+            return Ok(());
+        };
+        if spec.tied && head.1 != embedding.1 {
+            return Err(CheckpointError::OtherHead { file: head.0.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// The file and the bytes of a stored tensor.
+    fn stored<'a>(&'a self, headers: &'a [Header], tensor: &str) -> Option<(&'a str, &'a [u8])> {
+        headers.iter().zip(&self.files).find_map(|(header, file)| {
+            header.get(tensor).map(|info| (header.file(), &file.bytes()[info.range.clone()]))
+        })
     }
 
     /// One tensor of the model.
@@ -228,6 +259,6 @@ fn locate(
 /// outside the plain path.
 fn harmless(spec: &ModelSpec, name: &str) -> bool {
     name.ends_with(".rotary_emb.inv_freq")
-        || (spec.tied && name == "lm_head.weight")
+        || (spec.tied && name == HEAD)
         || spec.ignored_prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()))
 }
