@@ -124,9 +124,9 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, Kind::InvalidRequest, "request_too_large", message)
     }
 
-    /// 415: the body claims to be something other than JSON.
+    /// 415: the body does not claim to be JSON.
     pub(crate) fn media_type() -> Self {
-        let message = "the content type must be application/json".to_owned();
+        let message = "the header 'content-type: application/json' is required".to_owned();
         Self::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Kind::InvalidRequest,

@@ -12,7 +12,8 @@
 //! Decisions worth knowing: unknown request fields are refused by name rather than ignored; raw
 //! completions prompts may hold control tokens, texts in chats never become any; parameters that a
 //! request leaves out come from the model's `generation_config.json` unless that says
-//! `do_sample: false`.
+//! `do_sample: false`; a body without `content-type: application/json` is refused, as pages of
+//! other sites can make a browser send such bodies.
 #![forbid(unsafe_code)]
 
 mod api;

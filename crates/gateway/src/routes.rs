@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::api::chat::{ChatRequest, ChatWriter};
 use crate::api::completions::{CompletionsRequest, CompletionsWriter};
+use crate::api::fields::Prompt;
 use crate::api::models;
 use crate::api::options::Options;
 use crate::api::shape::{Identity, Usage};
@@ -123,8 +124,9 @@ impl Room {
 /// Refuses by head what need not be read.
 fn check_head(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let kind = header(header::CONTENT_TYPE).unwrap_or("application/json");
-    // Browsers send other types to foreign sites without asking them first.
+    // Browsers send other types, and bodies without one, to foreign sites without asking them
+    // first; so a type that is missing or cannot be read is refused too.
+    let kind = header(header::CONTENT_TYPE).unwrap_or("");
     let kind = kind.split(';').next().unwrap_or("").trim();
     if !kind.eq_ignore_ascii_case("application/json") {
         return Err(ApiError::media_type());
@@ -259,18 +261,22 @@ async fn chat(
 async fn tokenize(State(gateway): Shared, request: Request) -> Answer {
     let (body, room) = read_body(&gateway, request).await?;
     let mut request = TokenizeRequest::parse(&body, &gateway.rules())?;
+    drop(body);
     request.model.as_deref().map_or(Ok(()), |model| gateway.check_model(model))?;
     let empty = Input::Text { text: String::new(), add_special: false };
     let ids = match std::mem::replace(&mut request.input, empty) {
-        Input::Chat(chat) => gateway.chat_ids(chat).await?.to_vec(),
+        Input::Chat(chat) => gateway.chat_ids(chat).await?,
         Input::Text { text, add_special } => {
-            let tokenizer = Arc::clone(&gateway.tokenizer);
-            gateway.tokenizing(move || tokenizer.encode(&text, add_special)).await?
+            let ids = gateway.prompt_ids(vec![Prompt::Text(text)], add_special).await?;
+            ids.into_iter().next().unwrap_or_default()
         }
     };
+    let (tokenizer, context) = (Arc::clone(&gateway.tokenizer), gateway.config.context);
+    // Writing down many tokens takes as long as counting them.
+    let answer = move || Ok(request.answer(&ids, &tokenizer, context).to_string());
+    let answer = gateway.tokenizing(answer).await?;
     drop(room);
-    let context = gateway.config.context;
-    Ok(Json(request.answer(&ids, &gateway.tokenizer, context)).into_response())
+    Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
 }
 
 async fn detokenize(State(gateway): Shared, request: Request) -> Answer {
@@ -278,10 +284,13 @@ async fn detokenize(State(gateway): Shared, request: Request) -> Answer {
     let request = DetokenizeRequest::parse(&body, &gateway.rules())?;
     request.model.as_deref().map_or(Ok(()), |model| gateway.check_model(model))?;
     let tokenizer = Arc::clone(&gateway.tokenizer);
-    let text = move || Ok(Detokenizer::all(&tokenizer, &request.ids, false));
-    let text = gateway.tokenizing(text).await?;
+    let answer = move || {
+        let text = Detokenizer::all(&tokenizer, &request.ids, false);
+        Ok(json!({"prompt": text}).to_string())
+    };
+    let answer = gateway.tokenizing(answer).await?;
     drop(room);
-    Ok(Json(json!({"prompt": text})).into_response())
+    Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
 }
 
 /// Healthy means that a request would be served.

@@ -233,9 +233,32 @@ async fn bodies_that_are_no_json() {
         let reply = server.send(&request("POST", path, body.as_bytes())).await;
         assert_eq!((reply.status, reply.error()["param"].clone()), (400, json!("temperature")));
     }
-    let typed = request("POST", path, b"{}");
-    let typed = String::from_utf8(typed).expect("text").replace("application/json", "text/plain");
-    assert_eq!(server.send(typed.as_bytes()).await.status, 415);
+    let body = json!({"model": "demo", "prompt": "x", "max_tokens": 1}).to_string();
+    let typed = request("POST", path, body.as_bytes());
+    let typed = String::from_utf8(typed).expect("text");
+    for (kind, status) in [
+        ("content-type: application/json", 200),
+        ("content-type: Application/JSON; charset=utf-8", 200),
+        ("content-type: text/plain", 415),
+        ("content-type: application/json\u{e9}", 415),
+        ("content-type:", 415),
+        ("x-other: 1", 415),
+    ] {
+        let bytes = typed.replace("content-type: application/json", kind);
+        let reply = server.send(bytes.as_bytes()).await;
+        assert_eq!(reply.status, status, "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn texts_that_cannot_fit_are_not_counted_for_tokenize_either() {
+    let server = Server::start(Rule::default()).await;
+    let body = json!({"prompt": "x".repeat(1 << 20)});
+    refused(&server, "/tokenize", &body, (400, "prompt", "context_length_exceeded")).await;
+    let body = json!({"prompt": "a b", "return_token_strs": true});
+    let reply = server.post("/tokenize", &body).await;
+    assert_eq!(reply.header("content-type"), Some("application/json"));
+    assert_eq!(reply.json()["count"], reply.json()["token_strs"].as_array().map_or(0, Vec::len));
 }
 
 #[tokio::test]
