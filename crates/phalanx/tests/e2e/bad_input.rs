@@ -20,7 +20,7 @@ fn refused(http: &Http, path: &str, body: &Value, status: u16, param: Option<&st
 }
 
 fn with(field: &str, value: Value) -> Value {
-    let mut body = json!({"model": "demo", "prompt": "Hello", "max_tokens": 2});
+    let mut body = json!({"model": "demo", "prompt": "Hello", "max_tokens": 2, "ignore_eos": true});
     body[field] = value;
     body
 }

@@ -115,7 +115,9 @@ fn a_worker_with_another_model_is_refused_and_the_server_goes_on() {
     assert!(!refused.status.success());
     let errors = String::from_utf8_lossy(&refused.stderr);
     assert!(errors.contains("digest"), "the cause is not named: {errors}");
-    let body = json!({"model": "llama3", "prompt": [5, 6], "max_tokens": 2});
+    let body = json!({
+        "model": "llama3", "prompt": [5, 6], "max_tokens": 2, "ignore_eos": true,
+    });
     assert_eq!(cluster.http().complete(&body)["usage"]["completion_tokens"], 2);
 }
 
