@@ -93,18 +93,7 @@ impl Trace {
 pub fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
     Request {
         prompt: prompt.to_vec(),
-        sampling: Sampling {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            frequency_penalty: 0.0,
-            presence_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: 0,
-            choice: 0,
-        },
+        sampling: Sampling::greedy(),
         stop: StopRules { max_tokens, min_tokens: 0, stop_ids: Vec::new() },
         logprobs: None,
         prompt_logprobs: Some(0),

@@ -31,10 +31,7 @@
 //! })?;
 //! let seq = scheduler.submit(Request {
 //!     prompt: vec![7, 8, 9],
-//!     sampling: Sampling {
-//!         temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0,
-//!         frequency_penalty: 0.0, presence_penalty: 0.0, logit_bias: vec![], seed: 1, choice: 0,
-//!     },
+//!     sampling: Sampling::greedy(),
 //!     stop: StopRules { max_tokens: 100, min_tokens: 0, stop_ids: vec![12] },
 //!     logprobs: None,
 //!     prompt_logprobs: None,

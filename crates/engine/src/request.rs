@@ -19,7 +19,7 @@ pub struct Request {
     pub prompt_logprobs: Option<u8>,
 }
 
-/// How the next token is chosen. The defaults choose by plain temperature 1.
+/// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
     /// 0 is greedy (ties to the lower id). Finite, not negative.
@@ -42,6 +42,24 @@ pub struct Sampling {
     pub seed: u64,
     /// Which of a request's `n` choices this sequence is.
     pub choice: u32,
+}
+
+impl Sampling {
+    /// The most likely token each time, nothing changed.
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            choice: 0,
+        }
+    }
 }
 
 /// When generation ends; stop strings are the gateway's business.

@@ -68,18 +68,7 @@ fn submit(
 ) -> (SeqId, channel::Receiver<Result<Event, GroupGone>>) {
     let request = Request {
         prompt: vec![5, 6, 7],
-        sampling: Sampling {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            frequency_penalty: 0.0,
-            presence_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: 0,
-            choice: 0,
-        },
+        sampling: Sampling::greedy(),
         stop: StopRules { max_tokens, min_tokens: 0, stop_ids: Vec::new() },
         logprobs: None,
         prompt_logprobs: None,

@@ -191,18 +191,7 @@ mod tests {
             chunk_tokens: 8,
             waiting_max: 4,
         };
-        let sampling = Sampling {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            frequency_penalty: 0.0,
-            presence_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: 0,
-            choice: 0,
-        };
+        let sampling = Sampling::greedy();
         let stop = StopRules { max_tokens: 2, min_tokens: 0, stop_ids: Vec::new() };
         let request =
             Request { prompt: vec![1; 5], sampling, stop, logprobs: None, prompt_logprobs: None };
