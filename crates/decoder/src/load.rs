@@ -50,6 +50,8 @@ pub struct LoadProgress {
     pub layers_total: usize,
     /// Bytes of the checkpoint read so far.
     pub bytes_read: u64,
+    /// Bytes there will be if the layers to come are like those before; exact at the end.
+    pub bytes_total: u64,
 }
 
 /// Why a rank could not load.
@@ -122,15 +124,18 @@ impl<D: Device> Decoder<D> {
             bytes_read: 0,
         };
         let edges = loader.edges()?;
+        let before = loader.bytes_read;
         let (mut layers, mut caches) = (Vec::new(), Vec::new());
         let mut ropes = Ropes { context, known: Vec::new() };
         for index in 0..spec.layers.len() {
             let layer = loader.layer(index, &mut ropes)?;
             caches.push(device.cache(cache_shape(&layer.attention, cache, loader.precision))?);
             layers.push(layer);
+            let (done, layers_total) = (index + 1, spec.layers.len());
             let bytes_read = loader.bytes_read;
-            let layers_total = spec.layers.len();
-            if !progress(LoadProgress { layers: index + 1, layers_total, bytes_read }) {
+            let ahead = (bytes_read - before) * layers_total as u64 / done as u64;
+            let bytes_total = before + ahead;
+            if !progress(LoadProgress { layers: done, layers_total, bytes_read, bytes_total }) {
                 return Err(LoadError::Stopped);
             }
         }

@@ -138,15 +138,9 @@ impl Setup {
             cache: self.formation.cache(),
         };
         let mut progress = |p: LoadProgress| {
-            // Layers are alike, so the total follows from how far they are.
-            let bytes_total = p.bytes_read * p.layers_total as u64 / p.layers.max(1) as u64;
-            self.report(Report::Progress {
-                group: *group,
-                epoch: *epoch,
-                rank: self.rank,
-                bytes_read: p.bytes_read,
-                bytes_total,
-            });
+            let LoadProgress { bytes_read, bytes_total, .. } = p;
+            let (group, epoch, rank) = (*group, *epoch, self.rank);
+            self.report(Report::Progress { group, epoch, rank, bytes_read, bytes_total });
             !self.stop.stopped()
         };
         let device = self.device.clone();

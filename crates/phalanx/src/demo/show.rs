@@ -130,5 +130,9 @@ impl Bars {
 
     pub(crate) fn finish(&self) {
         self.bars.iter().for_each(ProgressBar::abandon);
+        if !self.bars.is_empty() {
+            // The last bar leaves the cursor at its end.
+            eprintln!();
+        }
     }
 }
