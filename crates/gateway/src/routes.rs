@@ -95,8 +95,12 @@ async fn read_body(gateway: &Gateway, request: Request) -> Result<(Bytes, Room),
     read.map_err(|_| ApiError::slow_body())?
 }
 
-/// What a body takes of the room for all bodies: as much as has arrived, so that clients which
-/// announce much and send nothing hold nothing.
+/// The beginning of every body is free, so that large bodies which come slowly cannot keep out
+/// ordinary requests. Over all connections it stays below what large bodies may take together.
+const SMALL_BODY: usize = 64 << 10;
+
+/// What a body takes of the room for all large bodies: as much as has arrived, so that clients
+/// which announce much and send nothing hold nothing.
 #[derive(Default)]
 struct Room(Option<OwnedSemaphorePermit>);
 
@@ -105,7 +109,8 @@ impl Room {
     async fn grow(&mut self, gateway: &Gateway, bytes: usize) -> Result<(), ApiError> {
         let limits = &gateway.config.limits;
         let held = self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let wanted = kib(bytes.min(limits.bodies_bytes)) as usize;
+        let counted = bytes.saturating_sub(SMALL_BODY);
+        let wanted = kib(counted.min(limits.bodies_bytes)) as usize;
         let more = u32::try_from(wanted.saturating_sub(held)).unwrap_or(u32::MAX);
         if more == 0 {
             return Ok(());

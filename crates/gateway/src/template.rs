@@ -7,7 +7,7 @@ use std::io;
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value as Jinja};
+use minijinja::value::{Serde, Value as Jinja, ValueKind};
 use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value};
 
@@ -172,6 +172,13 @@ fn environment(limits: &RequestLimits) -> Result<Environment<'static>, minijinja
     environment.set_syntax(syntax);
     environment.set_fuel(Some(limits.template_fuel));
     bounded::guard(&mut environment);
+    // As in Jinja2: here none would be iterable, and a text or a map no sequence.
+    environment.add_test("iterable", |value: &Jinja| {
+        is_kind(value, &[ValueKind::String, ValueKind::Bytes, ValueKind::Iterable])
+    });
+    environment.add_test("sequence", |value: &Jinja| {
+        is_kind(value, &[ValueKind::String, ValueKind::Bytes])
+    });
     environment.add_filter("tojson", json::to_json);
     environment.add_function("raise_exception", |message: &Jinja| -> Result<Jinja, _> {
         let message = bounded::text(message)?.to_string();
@@ -179,6 +186,12 @@ fn environment(limits: &RequestLimits) -> Result<Environment<'static>, minijinja
         Err(error.with_source(Raised(message)))
     });
     Ok(environment)
+}
+
+/// Whether a value is a list, a map, undefined (which counts as empty), or one of `others`.
+fn is_kind(value: &Jinja, others: &[ValueKind]) -> bool {
+    let common = [ValueKind::Seq, ValueKind::Map, ValueKind::Undefined];
+    common.contains(&value.kind()) || others.contains(&value.kind())
 }
 
 /// The template of a `tokenizer_config.json`: a text, or the entry `default` of a list.

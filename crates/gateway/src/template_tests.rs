@@ -238,3 +238,18 @@ fn an_empty_final_message_cannot_stay_open() {
         assert_eq!(refused.param.as_deref(), Some("messages"));
     }
 }
+
+#[test]
+fn iterable_and_sequence_mean_what_they_mean_in_jinja2() {
+    let values = ["none", "1", "true", "'x'", "[]", "{}", "nowhere"];
+    let tell = |test: &str| {
+        let one = |value: &&str| shown(&format!("{{{{ {value} is {test} }}}}")) == "True";
+        values.iter().map(one).collect::<Vec<_>>()
+    };
+    assert_eq!(tell("iterable"), [false, false, false, true, true, true, true]);
+    assert_eq!(tell("sequence"), [false, false, false, true, true, true, true]);
+    // As published templates ask; what they mean is that there are any.
+    let source =
+        "{% if tools is iterable and tools | length > 0 %}some{% else %}no{% endif %} tools";
+    assert_eq!(shown(source), "no tools");
+}

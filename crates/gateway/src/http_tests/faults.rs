@@ -82,23 +82,26 @@ async fn a_client_that_never_reads_is_left() {
 }
 
 #[tokio::test]
-async fn bodies_wait_for_room_but_not_for_ever() {
+async fn large_bodies_wait_for_room_but_not_for_ever_and_small_ones_need_none() {
     let mut config = config();
     config.limits.bodies_bytes = 2048;
     config.limits.room_timeout = Duration::from_millis(600);
     let server = Server::with(Rule::default(), config).await;
     let mut slow = server.connect().await;
-    let head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2000\r\n\
+    let head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 67536\r\n\
                  content-type: application/json\r\n\r\n";
     slow.write_all(head).await.expect("sends");
-    slow.write_all(&[b' '; 1900]).await.expect("sends");
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let body = json!({"model": "demo", "prompt": "x", "max_tokens": 1});
-    let reply = server.post("/v1/completions", &body).await;
+    slow.write_all(&vec![b' '; 67_436]).await.expect("sends");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let small = json!({"model": "demo", "prompt": "x", "max_tokens": 1}).to_string();
+    let large = small.clone() + &" ".repeat(67_000);
+    let path = "/v1/completions";
+    assert_eq!(server.send(&request("POST", path, small.as_bytes())).await.status, 200);
+    let large = request("POST", path, large.as_bytes());
+    let reply = server.send(&large).await;
     assert_eq!((reply.status, reply.error()["code"].clone()), (503, json!("no_room_for_body")));
     assert!(reply.header("retry-after").is_some());
-    let path = "/v1/completions";
-    let (second, ()) = tokio::join!(server.post(path, &body), async {
+    let (second, ()) = tokio::join!(server.send(&large), async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         drop(slow);
     });

@@ -41,8 +41,9 @@ pub(super) fn spec(family: Family, fields: &mut Fields<'_>) -> Result<ModelSpec,
     let experts = FeedForward::Experts(mixture(v3, fields)?);
     let dense = base.dense(false, Activation::Silu);
     if v3 {
+        // One unless the config says otherwise, as in its class.
         let further = fields.count_given("num_nextn_predict_layers", 0..=limits::LAYERS)?;
-        let further = base.layers..base.layers + further.value().unwrap_or(0);
+        let further = base.layers..base.layers + further.value().unwrap_or(1);
         let prefix = |layer: usize| format!("model.layers.{layer}.");
         base.spec.ignored_prefixes = further.map(prefix).collect();
     }
