@@ -76,3 +76,30 @@ fn stripes_that_are_no_selection_are_refused() {
     assert!(matches!(load(&golden, 9, vec![0]).err(), Some(LoadError::Plan(_))));
     assert!(matches!(load(&golden, 0, vec![]).err(), Some(LoadError::Plan(_))));
 }
+
+#[test]
+fn a_rank_reads_its_stripes_only() {
+    let golden = golden::load("mixtral");
+    let read = |stripes: Vec<usize>| {
+        let plan =
+            RankPlan { rank: 0, node: NodeId(1), device: 0, stripes, weight_bytes: 0, kv_bytes: 0 };
+        let cache = CacheSize { blocks: 1, block_tokens: 16, context: 16 };
+        let shape = RankShape { stripes: 8, plan: &plan, compute: ComputeType::F32, cache };
+        let device = CpuDevice::new(1, None).expect("a CPU device");
+        let mut last = (0, 0);
+        let spec = golden.spec.clone();
+        Decoder::load(device, spec, shape, &golden.checkpoint, &mut |progress| {
+            last = (progress.bytes_read, progress.bytes_total);
+            true
+        })
+        .expect("a rank that loads");
+        assert_eq!(last.0, last.1, "the total is exact at the end");
+        last.0
+    };
+    let whole = read((0..8).collect());
+    // Neighbouring stripes share KV heads and runs of feed-forward columns may differ by a block.
+    for stripe in 0..8 {
+        let one = read(vec![stripe]);
+        assert!(one < whole / 4, "stripe {stripe} read {one} of {whole} bytes");
+    }
+}
