@@ -2,7 +2,8 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = "../../proto";
-    let files = ["phalanx/v1/coordinator.proto", "phalanx/v1/worker.proto"];
+    let files = ["coordinator", "raft", "state", "worker"];
+    let files = files.map(|name| format!("phalanx/v1/{name}.proto"));
     println!("cargo::rerun-if-changed={root}");
     let descriptors = protox::compile(files, [root])?;
     let mut config = tonic_prost_build::Config::new();

@@ -1,94 +1,36 @@
 //! The replicated state and what may be asked of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
-use planner::{NodeId, ShardPlan};
+use planner::NodeId;
 
-use crate::{Deployment, NodeInfo};
-
-/// A group's number; never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct GroupId(pub u64);
-
-/// The number of a group's incarnation; carried by every step and every collective frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct Epoch(pub u64);
-
-/// A machine that has joined.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Node {
-    /// What it said when it joined.
-    pub info: NodeInfo,
-    /// False once it was lost; the same machine comes back under another number.
-    pub alive: bool,
-}
-
-/// Where a group stands. Phases only move forward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Its ranks load.
-    Forming,
-    /// Every rank is ready.
-    Serving,
-    /// It will never serve again.
-    Retired,
-}
-
-/// A set of ranks that together hold one copy of the model.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Group {
-    /// Its incarnation.
-    pub epoch: Epoch,
-    /// Who holds what.
-    pub plan: ShardPlan,
-    /// Where it stands.
-    pub phase: Phase,
-    /// Ranks that have reported ready.
-    pub ready: BTreeSet<usize>,
-    /// Why it was retired; empty before.
-    pub reason: String,
-}
-
-/// Where requests for a model go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// The group.
-    pub group: GroupId,
-    /// Its incarnation; the leader refuses requests for another.
-    pub epoch: Epoch,
-    /// `host:port` of the Worker service of rank 0.
-    pub leader_address: String,
-}
+use crate::outcome::Outcomes;
+use crate::{
+    Coordinator, Deployment, Group, GroupId, Model, Node, Outcome, Phase, RequestId, Route,
+    Standing, Token, TokenId,
+};
 
 /// Everything the coordinators agree on. Changed by [`ClusterState::apply`] alone.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ClusterState {
-    pub(crate) deployment: Option<Deployment>,
+    /// By digest.
+    pub(crate) models: BTreeMap<String, Model>,
+    /// By name.
+    pub(crate) deployments: BTreeMap<String, Deployment>,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
+    pub(crate) tokens: BTreeMap<TokenId, Token>,
     pub(crate) groups: BTreeMap<GroupId, Group>,
+    pub(crate) outcomes: Outcomes,
     /// Greatest node number ever given.
     pub(crate) last_node: u64,
     /// Greatest group number ever placed.
     pub(crate) last_group: GroupId,
-    /// Greatest epoch ever placed.
-    pub(crate) last_epoch: Epoch,
+    /// How often certificates were rotated.
+    pub(crate) generation: u64,
     /// Log index of the last command that was accepted.
     pub(crate) index: u64,
     /// Commands accepted so far.
     pub(crate) revision: u64,
-}
-
-impl Group {
-    /// Forming or serving: it owns its devices.
-    pub fn live(&self) -> bool {
-        self.phase != Phase::Retired
-    }
-
-    /// The nodes that hold a rank of it.
-    pub fn nodes(&self) -> BTreeSet<NodeId> {
-        self.plan.ranks.iter().map(|rank| rank.node).collect()
-    }
 }
 
 impl ClusterState {
@@ -97,17 +39,27 @@ impl ClusterState {
         Self::default()
     }
 
-    /// What shall be served, where anything shall.
-    pub fn deployment(&self) -> Option<&Deployment> {
-        self.deployment.as_ref()
+    /// Models by digest.
+    pub fn models(&self) -> &BTreeMap<String, Model> {
+        &self.models
     }
 
-    /// Nodes by number: all that are alive and some that were lost lately.
+    /// What shall be served, by name.
+    pub fn deployments(&self) -> &BTreeMap<String, Deployment> {
+        &self.deployments
+    }
+
+    /// Nodes by number: all that may come back and some that left lately.
     pub fn nodes(&self) -> &BTreeMap<NodeId, Node> {
         &self.nodes
     }
 
-    /// Groups by number: all that are live and some that were retired lately.
+    /// Join tokens that were used and are not known to have expired.
+    pub fn tokens(&self) -> &BTreeMap<TokenId, Token> {
+        &self.tokens
+    }
+
+    /// Groups by number: all that shall serve and some that were retired lately.
     pub fn groups(&self) -> &BTreeMap<GroupId, Group> {
         &self.groups
     }
@@ -122,41 +74,67 @@ impl ClusterState {
         self.index
     }
 
-    /// Where requests for `model` go: the serving group of the greatest epoch.
-    pub fn route(&self, model: &str) -> Option<Route> {
-        self.deployment.as_ref().filter(|deployment| deployment.model == model)?;
-        let serving = self.groups.iter().filter(|(_, group)| group.phase == Phase::Serving);
-        let (&id, group) = serving.max_by_key(|(_, group)| group.epoch)?;
-        let leader = self.nodes.get(&group.plan.ranks.first()?.node)?;
-        let leader_address = leader.info.worker_address.clone();
-        Some(Route { group: id, epoch: group.epoch, leader_address })
+    /// How often certificates were rotated: nodes whose certificate is of a generation before
+    /// shall ask for another.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
-    /// Devices that live groups own.
-    pub(crate) fn taken(&self) -> BTreeSet<(NodeId, usize)> {
-        let live = self.groups.values().filter(|group| group.live());
-        live.flat_map(|group| &group.plan.ranks).map(|rank| (rank.node, rank.device)).collect()
+    /// The coordinators that have said where they are reached.
+    pub fn coordinators(&self) -> impl Iterator<Item = (NodeId, &Coordinator)> {
+        let present = self.nodes.iter().filter(|(_, node)| node.standing != Standing::Left);
+        present.filter_map(|(&id, node)| Some((id, node.coordinator.as_ref()?)))
     }
-}
 
-impl fmt::Display for GroupId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+    /// Whether a node of this number was let in once and is so no longer. Its certificate is
+    /// worth nothing, however long it is valid.
+    pub fn removed(&self, node: NodeId) -> bool {
+        let given = node.0 > 0 && node.0 <= self.last_node;
+        given && self.nodes.get(&node).is_none_or(|node| node.standing == Standing::Left)
     }
-}
 
-impl fmt::Display for Epoch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+    /// What a client's write was answered, while that is remembered.
+    pub fn outcome(&self, request: &RequestId) -> Option<&Outcome> {
+        self.outcomes.get(request)
     }
-}
 
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Forming => "forming",
-            Self::Serving => "serving",
-            Self::Retired => "retired",
+    /// Where requests for a deployment go: its serving groups, by number.
+    pub fn routes(&self, name: &str) -> Vec<Route> {
+        self.serving(name).collect()
+    }
+
+    /// One of [`ClusterState::routes`].
+    pub fn route(&self, name: &str) -> Option<Route> {
+        self.serving(name).next()
+    }
+
+    fn serving<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Route> + 'a {
+        let serving = self.groups_of(name).filter(|(_, group)| group.phase == Phase::Serving);
+        serving.filter_map(|(id, group)| {
+            let leader = group.plan.ranks.first()?.node;
+            let leader_address = self.nodes.get(&leader)?.info.as_ref()?.worker_address.clone();
+            Some(Route { group: id, epoch: group.epoch, leader, leader_address })
         })
+    }
+
+    /// A deployment's groups that shall serve, in whatever phase.
+    pub fn groups_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (GroupId, &'a Group)> {
+        let groups = self.groups.iter().map(|(&id, group)| (id, group));
+        groups.filter(move |(_, group)| group.phase != Phase::Retired && group.deployment == name)
+    }
+
+    /// Live groups that have a rank on this node. A node that drains may be stopped once there are
+    /// none.
+    pub fn groups_on(&self, node: NodeId) -> impl Iterator<Item = (GroupId, &Group)> {
+        let live = self.groups.iter().filter(|(_, group)| group.live());
+        let holds = move |group: &Group| group.plan.ranks.iter().any(|rank| rank.node == node);
+        live.filter(move |(_, group)| holds(group)).map(|(&id, group)| (id, group))
+    }
+
+    /// Devices that live groups own, but for those of `except`.
+    pub(crate) fn taken(&self, except: Option<GroupId>) -> BTreeSet<(NodeId, usize)> {
+        let live = self.groups.iter().filter(|(id, group)| group.live() && Some(**id) != except);
+        let ranks = live.flat_map(|(_, group)| &group.plan.ranks);
+        ranks.map(|rank| (rank.node, rank.device)).collect()
     }
 }

@@ -2,7 +2,12 @@
 //!
 //! Prints the median and the 99th percentile of one call on rank 0, ranks being threads of this
 //! process on loopback. The size is that of the sum; every rank holds its even share of 8 stripes.
-//! The last lines are one f32 forth and back: the floor under everything else.
+//! TCP is what nodes use: TLS on every connection. The last lines are one f32 forth and back: the
+//! floor under everything else.
+
+#[path = "../tests/support/nodes.rs"]
+#[allow(dead_code, unreachable_pub, reason = "tests use the rest")]
+mod nodes;
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,7 +26,9 @@ fn links(kind: &str, size: usize) -> Vec<Box<dyn Link>> {
     let peers: Vec<_> = endpoints.iter().map(Endpoint::local_addr).collect();
     let connecting = endpoints.into_iter().enumerate().map(|(rank, endpoint)| {
         let peers = peers.clone();
-        thread::spawn(move || endpoint.connect(GROUP, rank, &peers, Duration::from_secs(10)))
+        thread::spawn(move || {
+            endpoint.connect(GROUP, rank, &peers, &nodes::node(rank), Duration::from_secs(10))
+        })
     });
     let connecting: Vec<_> = connecting.collect();
     let join = |thread: thread::JoinHandle<Result<_, _>>| {
@@ -84,6 +91,7 @@ fn main() {
         sum(kind, 1, 4 << 10, 5000, None);
         for ranks in [2, 3] {
             sum(kind, ranks, 4 << 10, 5000, None);
+            sum(kind, ranks, 64 << 10, 2000, None);
             sum(kind, ranks, 1 << 20, 200, None);
         }
         sum(kind, 3, 1 << 20, 200, Some(usize::MAX));

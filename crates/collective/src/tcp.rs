@@ -2,14 +2,16 @@
 //!
 //! The rank with the higher number dials. A connection counts only after three messages (hello,
 //! welcome, ready), so that both sides know of it and one given up by its dialler is not mistaken
-//! for a member. Connections are plain TCP today; who may connect is the network's business.
+//! for a member. Every connection is mutual TLS, and each end holds the other's certificate against
+//! the node that the group names for its rank ([`Secure`]); there is no plaintext.
 
 mod handshake;
+mod secure;
 mod stream;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -18,7 +20,9 @@ use std::time::{Duration, Instant};
 use crate::frame::Membership;
 use crate::link::{CollectiveError, deadline_after};
 use handshake::{Applicant, Group, Progress, dial};
+use secure::Secured;
 
+pub use secure::Secure;
 pub use stream::TcpLink;
 
 /// Pause between two looks at the listener while a group forms.
@@ -62,9 +66,10 @@ impl Endpoint {
     }
 
     /// Connects rank `rank` to all others of its group, within `timeout`. `peers[r]` is where rank
-    /// `r` listens; the own entry is not used. The ranks may start in any order; whoever does not
-    /// belong (another group, epoch or size, a rank taken, noise) is turned away, and forming goes
-    /// on.
+    /// `r` listens; the own entry is not used. `secure` knows who may hold which rank. The ranks
+    /// may
+    /// start in any order; whoever does not belong (another's certificate, another group, epoch or
+    /// size, a rank taken, noise) is turned away, and forming goes on.
     ///
     /// A later call, for the next epoch, makes an earlier one that still runs give up (`Aborted`).
     /// Errors: `Invalid` arguments, `Unformed` with the missing ranks, `WrongEpoch` at once when a
@@ -74,6 +79,7 @@ impl Endpoint {
         membership: Membership,
         rank: usize,
         peers: &[SocketAddr],
+        secure: &dyn Secure,
         timeout: Duration,
     ) -> Result<TcpLink, CollectiveError> {
         if rank >= peers.len() || u32::try_from(peers.len()).is_err() {
@@ -90,6 +96,7 @@ impl Endpoint {
             endpoint: self,
             turn,
             group,
+            secure,
             deadline: deadline_after(timeout),
             stop: AtomicBool::new(false),
         };
@@ -103,6 +110,7 @@ struct Forming<'a> {
     endpoint: &'a Endpoint,
     turn: u64,
     group: Group,
+    secure: &'a dyn Secure,
     deadline: Instant,
     /// Set when the outcome is known, for the dialling threads.
     stop: AtomicBool,
@@ -110,13 +118,14 @@ struct Forming<'a> {
 
 impl Forming<'_> {
     /// Streams to all other ranks.
-    fn all(&self, peers: &[SocketAddr]) -> Result<BTreeMap<usize, TcpStream>, CollectiveError> {
+    fn all(&self, peers: &[SocketAddr]) -> Result<BTreeMap<usize, Secured>, CollectiveError> {
         thread::scope(|scope| {
             let dials: Vec<_> = (0..self.group.rank)
                 .map(|peer| {
                     let address = peers[peer];
                     scope.spawn(move || {
-                        let result = dial(&self.group, peer, address, self.deadline, &self.stop);
+                        let (group, deadline, stop) = (&self.group, self.deadline, &self.stop);
+                        let result = dial(group, peer, address, deadline, stop, self.secure);
                         if matches!(result, Err(Some(_))) {
                             // No use in going on without this peer.
                             self.stop.store(true, Ordering::SeqCst);
@@ -145,9 +154,9 @@ impl Forming<'_> {
 
     fn judge(
         &self,
-        streams: BTreeMap<usize, TcpStream>,
+        streams: BTreeMap<usize, Secured>,
         refusal: Option<CollectiveError>,
-    ) -> Result<BTreeMap<usize, TcpStream>, CollectiveError> {
+    ) -> Result<BTreeMap<usize, Secured>, CollectiveError> {
         let missing: Vec<usize> = (0..self.group.size)
             .filter(|peer| *peer != self.group.rank && !streams.contains_key(peer))
             .collect();
@@ -169,7 +178,7 @@ impl Forming<'_> {
     fn accept(
         &self,
         dialled: &dyn Fn() -> bool,
-    ) -> Result<BTreeMap<usize, TcpStream>, CollectiveError> {
+    ) -> Result<BTreeMap<usize, Secured>, CollectiveError> {
         let mut members = BTreeMap::new();
         let mut applicants: Vec<Applicant> = Vec::new();
         let wanted = self.group.size - self.group.rank - 1;
@@ -177,12 +186,12 @@ impl Forming<'_> {
             self.take_in(&mut applicants);
             let mut waiting = Vec::with_capacity(applicants.len());
             for mut applicant in applicants {
-                match applicant.advance(&self.group, &members) {
+                match applicant.advance(&self.group, &members, self.secure) {
                     Progress::Waiting => waiting.push(applicant),
                     Progress::Gone => {}
                     Progress::Member(peer) => {
-                        if let Some(stream) = applicant.into_stream() {
-                            members.entry(peer).or_insert(stream);
+                        if let Some(secured) = applicant.into_secured() {
+                            members.entry(peer).or_insert(secured);
                         }
                     }
                 }
@@ -201,7 +210,8 @@ impl Forming<'_> {
         // An error other than "none" belongs to one connection or to a passing shortage of
         // descriptors; either way the next look may succeed.
         while let Ok((stream, _)) = self.endpoint.listener.accept() {
-            if let Ok(applicant) = Applicant::new(stream) {
+            let tls = self.secure.accept().map_err(io::Error::other);
+            if let Ok(applicant) = tls.and_then(|tls| Applicant::new(stream, tls)) {
                 applicants.push(applicant);
             }
             if applicants.len() > APPLICANTS {

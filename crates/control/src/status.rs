@@ -1,36 +1,65 @@
-//! What an operator sees: the state, and how far ranks have loaded.
+//! What an operator sees: the state, how far ranks have loaded, how consensus stands.
 
-use std::collections::BTreeMap;
-
-use cluster::{ClusterState, Group, GroupId, Node, waiting_for};
+use cluster::{ClusterState, Deployment, Group, GroupId, Node, Phase, waiting_for};
 use planner::NodeId;
 use wire::pb;
 
-/// Bytes read and bytes to read of the ranks of living groups.
-pub(crate) type Progress = BTreeMap<(GroupId, usize), (u64, u64)>;
+use crate::leader::Progress;
+use crate::replica::{ReplicaStatus, RoleKind};
 
-/// The answer to a status request.
-pub(crate) fn reply(state: &ClusterState, progress: &Progress) -> pb::StatusReply {
+/// The answer to a status request; whether it is current is for whoever asks to find out.
+pub(crate) fn reply(
+    state: &ClusterState,
+    progress: &Progress,
+    replica: &ReplicaStatus,
+) -> pb::StatusReply {
     let nodes = state.nodes().iter().map(|(&id, node)| node_status(id, node));
     let groups = state.groups().iter().map(|(&id, group)| group_status(id, group, progress));
+    let deployments = state.deployments().values().map(|one| deployment_status(state, one));
+    let models = state.models().values().map(|model| pb::ModelStatus {
+        name: model.name.clone(),
+        digest: model.digest.clone(),
+        family: model.spec.family.name().to_owned(),
+        parameters: model.spec.parameters(),
+        context: model.spec.context as u64,
+    });
     pb::StatusReply {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         nodes: nodes.collect(),
-        deployment: state.deployment().map(wire::deployment_to_wire),
+        deployments: deployments.collect(),
         groups: groups.collect(),
         revision: state.revision(),
-        waiting_for: waiting_for(state).unwrap_or_default(),
+        models: models.collect(),
+        control: Some(control_status(state, replica)),
+        current: false,
+        generation: state.generation(),
     }
 }
 
 fn node_status(id: NodeId, node: &Node) -> pb::NodeStatus {
+    let (info, at) = (node.info.as_ref(), node.coordinator.as_ref());
     pb::NodeStatus {
         node: id.0,
-        name: node.info.name.clone(),
-        worker_address: node.info.worker_address.clone(),
-        devices: node.info.devices.iter().map(wire::device_to_wire).collect(),
-        kernel_class: node.info.kernel_class.clone(),
-        alive: node.alive,
+        name: node.name.clone(),
+        worker_address: info.map(|info| info.worker_address.clone()).unwrap_or_default(),
+        devices: node.devices().iter().map(wire::device_to_wire).collect(),
+        kernel_class: info.map(|info| info.kernel_class.clone()).unwrap_or_default(),
+        standing: node.word().to_owned(),
+        role: node.role.to_string(),
+        incarnation: node.incarnation,
+        version: info.map(|info| info.version.clone()).unwrap_or_default(),
+        cluster_address: at.map(|at| at.cluster_address.clone()).unwrap_or_default(),
+        http_address: at.map(|at| at.http_address.clone()).unwrap_or_default(),
+    }
+}
+
+fn deployment_status(state: &ClusterState, deployment: &Deployment) -> pb::DeploymentStatus {
+    let groups = state.groups_of(&deployment.name);
+    let serving = groups.filter(|(_, group)| group.phase == Phase::Serving).count();
+    pb::DeploymentStatus {
+        deployment: Some(wire::deployment_to_wire(deployment)),
+        serving: u32::try_from(serving).unwrap_or(u32::MAX),
+        waiting_for: waiting_for(state, &deployment.name).unwrap_or_default(),
     }
 }
 
@@ -51,5 +80,38 @@ fn group_status(id: GroupId, group: &Group, progress: &Progress) -> pb::GroupSta
         plan: Some(wire::plan_to_wire(&group.plan)),
         progress: ranks.collect(),
         reason: group.reason.clone(),
+        deployment: group.deployment.clone(),
+    }
+}
+
+fn control_status(state: &ClusterState, replica: &ReplicaStatus) -> pb::ControlStatus {
+    let members = &replica.members;
+    let member = |node: NodeId| {
+        let peer = replica.peers.get(&node);
+        let own = node == replica.id;
+        let voter = members.is_voter(node);
+        pb::MemberStatus {
+            node: node.0,
+            part: if voter { "voter" } else { "learner" }.to_owned(),
+            matched: peer.map_or(if own { replica.last } else { 0 }, |peer| peer.matched),
+            active: own || peer.is_some_and(|peer| peer.recent_active),
+        }
+    };
+    let leader = match replica.role {
+        RoleKind::Leader => Some(replica.id),
+        _ => replica.leader,
+    };
+    pb::ControlStatus {
+        node: replica.id.0,
+        term: replica.term,
+        leader: leader.map_or(0, |leader| leader.0),
+        commit: replica.commit,
+        applied: replica.applied,
+        last: replica.last,
+        snapshot: replica.snapshot,
+        members: members.all().into_iter().map(member).collect(),
+        storage_full: replica.storage_full,
+        state_hash: wire::state_hash(state).to_vec().into(),
+        joint: members.is_joint(),
     }
 }

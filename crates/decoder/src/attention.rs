@@ -38,6 +38,7 @@ impl<D: Device> Decoder<D> {
             hidden,
             bias: w.output_bias.as_deref(),
             norm: w.attention_post_norm.as_deref(),
+            scale: self.spec.branch_scale,
             eps,
         };
         Self::add_partials(device, s, rows, after, collective)

@@ -99,6 +99,8 @@ pub(crate) struct After<'a> {
     pub(crate) bias: Option<&'a [f32]>,
     /// Weight of a norm, after the bias.
     pub(crate) norm: Option<&'a [f32]>,
+    /// A factor, after the bias, where there is no norm.
+    pub(crate) scale: Option<f32>,
     pub(crate) eps: f32,
 }
 
@@ -217,15 +219,20 @@ impl<D: Device> Decoder<D> {
     ) -> Result<(), ForwardError> {
         device.reshape(&mut s.sum, rows, after.hidden)?;
         collective.sum_stripes(device, &s.partials, rows, &mut s.sum)?;
-        let Some(norm) = after.norm else {
+        if after.norm.is_none() && after.scale.is_none() {
             device.add(&mut s.x, &s.sum, after.bias)?;
             return Ok(());
-        };
+        }
         if after.bias.is_some() {
-            // Rare, so a tensor of its own does: the bias comes before the norm.
+            // Rare, so a tensor of its own does: the bias comes before norm and factor.
             let zeros = device.tensor(rows, after.hidden)?;
             device.add(&mut s.sum, &zeros, after.bias)?;
         }
+        let Some(norm) = after.norm else {
+            device.scale(&mut s.sum, after.scale.unwrap_or(1.0))?;
+            device.add(&mut s.x, &s.sum, None)?;
+            return Ok(());
+        };
         device.reshape(&mut s.h, rows, after.hidden)?;
         device.rms_norm(&s.sum, norm, after.eps, &mut s.h)?;
         device.add(&mut s.x, &s.h, None)?;
@@ -252,6 +259,9 @@ impl<D: Device> Decoder<D> {
             device.reshape(&mut s.wide, rows.len(), total)?;
             let segments: Vec<_> = head.iter().map(|p| p.outward(0..rows.len())).collect();
             device.matmul(&s.h, &segments, &mut s.wide)?;
+            if let Some(factor) = self.spec.logit_scale {
+                device.scale(&mut s.wide, factor)?;
+            }
             if let Some(cap) = self.spec.logit_softcap {
                 device.softcap(&mut s.wide, cap)?;
             }
@@ -277,7 +287,7 @@ mod tests {
     use super::*;
 
     /// What joins a stream of ones from a branch's sum `[3, 4]`.
-    fn joined(bias: Option<&[f32]>, norm: Option<&[f32]>) -> Vec<f32> {
+    fn joined(bias: Option<&[f32]>, norm: Option<&[f32]>, scale: Option<f32>) -> Vec<f32> {
         let device = CpuDevice::new(1, None).unwrap();
         let mut s = Scratch::new(&device).unwrap();
         for (tensor, values) in [(&mut s.x, [1.0, 1.0]), (&mut s.partials, [3.0, 4.0])] {
@@ -286,7 +296,7 @@ mod tests {
         }
         let link = local::links(1, Membership { group: 1, epoch: 1 }).remove(0);
         let mut tree = TreeCollective::new(Box::new(link), 1, vec![vec![0]]).unwrap();
-        let after = After { hidden: 2, bias, norm, eps: 0.0 };
+        let after = After { hidden: 2, bias, norm, scale, eps: 0.0 };
         Decoder::add_partials(&device, &mut s, 1, after, &mut tree).unwrap();
         device.host(&s.x).iter().map(|x| x - 1.0).collect()
     }
@@ -296,11 +306,12 @@ mod tests {
         let near = |got: Vec<f32>, want: [f32; 2]| {
             assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-5), "{got:?} {want:?}");
         };
-        near(joined(None, None), [3.0, 4.0]);
-        near(joined(Some(&[1.0, -4.0]), None), [4.0, 0.0]);
+        near(joined(None, None, None), [3.0, 4.0]);
+        near(joined(Some(&[1.0, -4.0]), None, None), [4.0, 0.0]);
+        near(joined(Some(&[1.0, -4.0]), None, Some(0.5)), [2.0, 0.0]);
         // The root of the mean square of 3 and 4 is sqrt(12.5).
-        near(joined(None, Some(&[2.0, 1.0])), [6.0 / 12.5f32.sqrt(), 4.0 / 12.5f32.sqrt()]);
+        near(joined(None, Some(&[2.0, 1.0]), None), [6.0 / 12.5f32.sqrt(), 4.0 / 12.5f32.sqrt()]);
         // Of 4 and 0 it is sqrt(8).
-        near(joined(Some(&[1.0, -4.0]), Some(&[2.0, 1.0])), [8.0 / 8f32.sqrt(), 0.0]);
+        near(joined(Some(&[1.0, -4.0]), Some(&[2.0, 1.0]), None), [8.0 / 8f32.sqrt(), 0.0]);
     }
 }

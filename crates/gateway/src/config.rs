@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct GatewayConfig {
     /// Names that requests may use; the first is the deployment's own and the one listed.
     pub served_names: Vec<String>,
+    /// blake3 of the model directory: further deployments of this model are served by their names.
+    pub digest: String,
     /// The tokenizer and what belongs to it, as read from the model directory.
     pub files: ModelFiles,
     /// Most tokens of prompt and answer together.

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use cluster::{ClusterState, Route};
 use engine::{Request, StopRules};
 use futures::future::try_join_all;
+use identity::Tls;
 use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 
@@ -19,6 +20,7 @@ use crate::defaults::SamplingDefaults;
 use crate::error::ApiError;
 use crate::generate::{Job, Sequence, TextRules};
 use crate::leader::Leaders;
+use crate::load::Load;
 use crate::metrics::Metrics;
 use crate::specials::Marker;
 use crate::template::{ChatTemplate, Rendering};
@@ -29,17 +31,28 @@ const COUNTS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Where requests go at this moment, as far as this gateway knows.
 pub(crate) trait View: Send + Sync {
-    /// The group that serves `model`, or in words for an operator why none does.
-    fn route(&self, model: &str) -> Result<Route, String>;
+    /// The groups that serve a deployment, at least one, or in words for an operator why none does.
+    fn routes(&self, deployment: &str) -> Result<Vec<Route>, String>;
+
+    /// The deployments of a model.
+    fn deployments(&self, digest: &str) -> Vec<String>;
 }
 
 impl View for watch::Receiver<Arc<ClusterState>> {
-    fn route(&self, model: &str) -> Result<Route, String> {
+    fn routes(&self, deployment: &str) -> Result<Vec<Route>, String> {
         let state = Arc::clone(&self.borrow());
-        state.route(model).ok_or_else(|| {
-            let reason = cluster::waiting_for(&state);
-            reason.unwrap_or_else(|| "no group serves it".to_owned())
-        })
+        let routes = state.routes(deployment);
+        if routes.is_empty() {
+            let reason = cluster::waiting_for(&state, deployment);
+            return Err(reason.unwrap_or_else(|| "no group serves it".to_owned()));
+        }
+        Ok(routes)
+    }
+
+    fn deployments(&self, digest: &str) -> Vec<String> {
+        let state = self.borrow();
+        let mine = state.deployments().values().filter(|one| one.digest == digest);
+        mine.map(|one| one.name.clone()).collect()
     }
 }
 
@@ -55,13 +68,18 @@ pub(crate) struct Gateway {
     defaults: SamplingDefaults,
     view: Box<dyn View>,
     leaders: Leaders,
+    load: Load,
     tokenizing: Arc<Semaphore>,
     /// Room for request bodies, in KiB.
     pub(crate) bodies: Arc<Semaphore>,
 }
 
 impl Gateway {
-    pub(crate) fn new(config: GatewayConfig, view: Box<dyn View>) -> Result<Self, GatewayError> {
+    pub(crate) fn new(
+        config: GatewayConfig,
+        view: Box<dyn View>,
+        tls: Tls,
+    ) -> Result<Self, GatewayError> {
         let name = config.served_names.first().ok_or(GatewayError::NoName)?.clone();
         let files = &config.files;
         let tokenizer = Tokenizer::new(&files.tokenizer_json)?;
@@ -79,7 +97,8 @@ impl Gateway {
             defaults: SamplingDefaults::new(files.generation_config.as_deref())?,
             tokenizing: Arc::new(Semaphore::new(config.limits.tokenizing.max(1))),
             bodies: Arc::new(Semaphore::new(kib(config.limits.bodies_bytes) as usize)),
-            leaders: Leaders::default(),
+            leaders: Leaders::new(tls),
+            load: Load::default(),
             name,
             view,
             config,
@@ -96,22 +115,39 @@ impl Gateway {
         }
     }
 
+    /// Names that requests may use: its own, and those of further deployments of the model.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names = self.config.served_names.clone();
+        let more = self.view.deployments(&self.config.digest);
+        names.extend(more.into_iter().filter(|name| !self.config.served_names.contains(name)));
+        names
+    }
+
     /// Refuses names that are not served.
     pub(crate) fn check_model(&self, model: &str) -> Result<(), ApiError> {
         let served = self.config.served_names.iter().any(|name| name == model);
-        if served { Ok(()) } else { Err(ApiError::no_model()) }
+        if served || self.names().iter().any(|name| name == model) {
+            Ok(())
+        } else {
+            Err(ApiError::no_model())
+        }
     }
 
-    /// The group that serves, or why none does.
-    pub(crate) fn route(&self) -> Result<Route, ApiError> {
-        self.view
-            .route(&self.name)
-            .map_err(|reason| ApiError::unavailable(format!("the model is not ready: {reason}")))
+    /// The least busy group that serves a name, or why none does. The names of this gateway all
+    /// mean its first one's deployment.
+    pub(crate) fn route(&self, model: &str) -> Result<Route, ApiError> {
+        let own = self.config.served_names.iter().any(|name| name == model);
+        let deployment = if own { &self.name } else { model };
+        let routes = self.view.routes(deployment);
+        let route = routes.map(|routes| self.load.least(routes));
+        let unavailable =
+            |why: String| ApiError::unavailable(format!("the model is not ready: {why}"));
+        route.map_err(unavailable)?.ok_or_else(|| unavailable("no group serves it".to_owned()))
     }
 
     /// The text of a scrape.
     pub(crate) async fn scrape(&self) -> String {
-        let counts = match self.route() {
+        let counts = match self.route(&self.name) {
             Ok(route) => self.leaders.counts(&route, COUNTS_TIMEOUT).await,
             Err(_) => None,
         };
@@ -268,7 +304,8 @@ impl Gateway {
     ) -> Result<Vec<Sequence>, ApiError> {
         let open = jobs.into_iter().map(|job| {
             let meter = self.metrics.meter(job.request.prompt.len());
-            let context = (Arc::clone(&self.tokenizer), meter);
+            let busy = self.load.begin(route.group);
+            let context = (Arc::clone(&self.tokenizer), meter, busy);
             Sequence::open(&self.leaders, route, request_id, job, context)
         });
         try_join_all(open).await
@@ -281,7 +318,7 @@ pub(crate) fn kib(bytes: usize) -> u32 {
 }
 
 /// Renders a chat. Texts of the caller are guarded against control tokens.
-fn chat_text(
+pub(crate) fn chat_text(
     mut chat: Conversation,
     template: &ChatTemplate,
     (tokenizer, marker): (&Tokenizer, &Marker),
@@ -301,6 +338,7 @@ fn chat_text(
     }
     let rendering = Rendering {
         messages: &chat.messages,
+        tools: &[],
         add_generation_prompt: chat.add_generation_prompt,
         continue_final: chat.continue_final,
         variables: &chat.variables,

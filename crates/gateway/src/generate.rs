@@ -11,6 +11,7 @@ use wire::{Generate, pb};
 use crate::detokenizer::Detokenizer;
 use crate::error::ApiError;
 use crate::leader::{Leaders, refusal};
+use crate::load::Busy;
 use crate::metrics::Meter;
 use crate::stop::{Checked, StopMatcher};
 use crate::tokenizer::Tokenizer;
@@ -107,6 +108,8 @@ pub(crate) struct Sequence {
     owes_echo: bool,
     tokenizer: Arc<Tokenizer>,
     meter: Meter,
+    /// Counts as the group's work as long as it is there.
+    _busy: Busy,
 }
 
 impl Sequence {
@@ -116,9 +119,9 @@ impl Sequence {
         route: &Route,
         request_id: &str,
         job: Job,
-        context: (Arc<Tokenizer>, Meter),
+        context: (Arc<Tokenizer>, Meter, Busy),
     ) -> Result<Self, ApiError> {
-        let (tokenizer, mut meter) = context;
+        let (tokenizer, mut meter, busy) = context;
         let generate = Generate {
             group: route.group,
             epoch: route.epoch,
@@ -142,6 +145,7 @@ impl Sequence {
             named_stops: job.named_stops,
             tokenizer,
             meter,
+            _busy: busy,
         })
     }
 

@@ -5,6 +5,7 @@ use minijinja::{Error, ErrorKind, State};
 use serde_json::Value;
 
 use crate::bounded::{TEXT_LIMIT, too_much};
+use crate::generators::is_generator;
 
 /// Deepest nesting that is written.
 const DEPTH: usize = 128;
@@ -48,6 +49,9 @@ impl Dump<'_, '_, '_> {
         self.state.consume_fuel(1)?;
         if depth > DEPTH {
             return Err(too_much());
+        }
+        if is_generator(value) {
+            return Err(broken("a generator is no JSON"));
         }
         match value.kind() {
             ValueKind::Seq | ValueKind::Iterable => self.items(value, depth),

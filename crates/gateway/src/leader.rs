@@ -1,10 +1,12 @@
-//! The gateway's side of the Worker service of a group leader: connections kept by address.
+//! The gateway's side of the Worker service of a group leader: connections kept by node and
+//! address.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use cluster::Route;
+use cluster::{NodeId, Route};
+use identity::{Expect, Tls};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 use wire::pb::worker_client::WorkerClient;
@@ -19,23 +21,33 @@ const CONNECTION_WINDOW: u32 = 256 << 20;
 /// Connections kept; groups move rarely.
 const KEPT: usize = 16;
 
-/// Connections to leaders. Cloning a channel is cheap; it reconnects by itself.
-#[derive(Debug, Default)]
+/// Connections to leaders. Cloning a channel is cheap; it reconnects by itself, to the same node
+/// or to none.
+#[derive(Debug)]
 pub(crate) struct Leaders {
-    channels: Mutex<BTreeMap<String, Channel>>,
+    tls: Tls,
+    channels: Mutex<BTreeMap<(NodeId, String), Channel>>,
 }
 
 impl Leaders {
+    /// Connections that are made as this coordinator.
+    pub(crate) fn new(tls: Tls) -> Self {
+        Self { tls, channels: Mutex::default() }
+    }
+
     fn client(&self, route: &Route) -> Result<WorkerClient<Channel>, ApiError> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        let channel = match channels.get(&route.leader_address) {
+        let key = (route.leader, route.leader_address.clone());
+        let channel = match channels.get(&key) {
             Some(channel) => channel.clone(),
             None => {
-                let channel = endpoint(&route.leader_address)?.connect_lazy();
+                let endpoint = endpoint(&route.leader_address)?;
+                let expect = Expect::Node(route.leader.0);
+                let channel = transport::connect_lazy(&endpoint, expect, &self.tls);
                 if channels.len() >= KEPT {
                     channels.clear();
                 }
-                channels.insert(route.leader_address.clone(), channel.clone());
+                channels.insert(key, channel.clone());
                 channel
             }
         };
@@ -78,7 +90,8 @@ pub(crate) fn refusal(status: &Status) -> ApiError {
             ApiError::busy("too many requests are waiting; try again later".to_owned())
         }
         code => {
-            tracing::warn!(?code, message = status.message(), "a group leader refused or left");
+            let message = transport::reason(status);
+            tracing::warn!(?code, message, "a group leader refused or left");
             ApiError::interrupted()
         }
     }

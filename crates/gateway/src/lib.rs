@@ -22,13 +22,20 @@ mod clock;
 mod config;
 mod defaults;
 mod detokenizer;
+mod dialect;
 mod error;
 mod gateway;
 mod generate;
+mod generators;
 mod json;
 mod leader;
+mod load;
+mod markup;
 mod metrics;
 mod patience;
+#[cfg(test)]
+mod published;
+mod rehearse;
 mod routes;
 mod seats;
 mod server;
@@ -44,13 +51,15 @@ mod http_tests;
 use std::sync::Arc;
 
 use cluster::ClusterState;
+use identity::Tls;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 pub use config::{GatewayConfig, GatewayError, ModelFiles, RequestLimits};
+pub use rehearse::{try_template, try_tokenizer};
 
 /// Serves the API on `listener` until `shutdown` completes, then lets open answers end for at
-/// most `config.limits.drain`.
+/// most `config.limits.drain`. Group leaders are reached as the coordinator that `tls` is.
 ///
 /// # Errors
 /// The model's files cannot be used, or the listener failed for good.
@@ -58,9 +67,10 @@ pub async fn serve(
     listener: TcpListener,
     config: GatewayConfig,
     view: watch::Receiver<Arc<ClusterState>>,
+    tls: Tls,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), GatewayError> {
-    let gateway = Arc::new(gateway::Gateway::new(config, Box::new(view))?);
+    let gateway = Arc::new(gateway::Gateway::new(config, Box::new(view), tls)?);
     let limits = gateway.config.limits.clone();
     server::run(listener, routes::router(gateway), &limits, shutdown).await
 }

@@ -181,7 +181,7 @@ async fn gather(gateway: &Gateway, body: Body) -> Result<(Bytes, Room), ApiError
 
 async fn list_models(State(gateway): Shared) -> Json<Value> {
     let config = &gateway.config;
-    Json(models::list(&config.served_names, gateway.created, config.context))
+    Json(models::list(&gateway.names(), gateway.created, config.context))
 }
 
 async fn one_model(State(gateway): Shared, id: Result<Path<String>, PathRejection>) -> Answer {
@@ -221,7 +221,7 @@ async fn completions(
         logprobs: request.logprobs.is_some(),
         prompt_ids: options.return_ids.then_some(prompts),
     };
-    let route = gateway.route()?;
+    let route = gateway.route(&request.options.model)?;
     let sequences = gateway.open(&route, &id.0, jobs).await?;
     let prompt = ids.iter().map(|ids| ids.len()).sum();
     if let Some(stream) = options.stream {
@@ -252,7 +252,7 @@ async fn chat(
         logprobs: request.logprobs.is_some(),
         prompt_ids: options.return_ids.then(|| Arc::clone(&ids)),
     };
-    let route = gateway.route()?;
+    let route = gateway.route(&request.options.model)?;
     let sequences = gateway.open(&route, &id.0, jobs).await?;
     let prompt = ids.len();
     if let Some(stream) = options.stream {
@@ -300,7 +300,8 @@ async fn detokenize(State(gateway): Shared, request: Request) -> Answer {
 
 /// Healthy means that a request would be served.
 async fn health(State(gateway): Shared) -> Answer {
-    gateway.route()?;
+    let own = gateway.config.served_names.first().map_or("", String::as_str);
+    gateway.route(own)?;
     Ok(Json(json!({"status": "ok"})).into_response())
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{GatewayError, ModelFiles, RequestLimits};
 use crate::error::ApiError;
-use crate::{bounded, clock, json};
+use crate::{bounded, clock, dialect, generators, json};
 
 const NAME: &str = "chat";
 /// Most characters of a template's own message that a client is shown.
@@ -34,6 +34,8 @@ pub(crate) struct ChatTemplate {
 pub(crate) struct Rendering<'a> {
     /// Objects with `role` and `content`; strings are guarded already.
     pub(crate) messages: &'a [Value],
+    /// Functions that the model may call, in OpenAI's form; `tools` is none where there are none.
+    pub(crate) tools: &'a [Value],
     /// Ends with the beginning of the assistant's turn.
     pub(crate) add_generation_prompt: bool,
     /// Leaves the last message open, so that the answer goes on with it.
@@ -70,7 +72,7 @@ impl ChatTemplate {
         let Some(source) = files.chat_template.clone().or(inline) else { return Ok(None) };
         let broken = |e: minijinja::Error| GatewayError::Template { file, reason: e.to_string() };
         let mut environment = environment(limits).map_err(broken)?;
-        environment.add_template_owned(NAME, without_generation_tags(&source)).map_err(broken)?;
+        environment.add_template_owned(NAME, dialect::adapted(&source)).map_err(broken)?;
         Ok(Some(Self {
             environment,
             tokens: token_names(&config),
@@ -136,7 +138,11 @@ impl ChatTemplate {
         let flag = rendering.add_generation_prompt;
         context.push(("messages".into(), Jinja::from(Serde(rendering.messages))));
         context.push(("add_generation_prompt".into(), Jinja::from(flag)));
-        context.push(("tools".into(), Jinja::from(())));
+        let tools = match rendering.tools {
+            [] => Jinja::from(()),
+            tools => Jinja::from(Serde(tools)),
+        };
+        context.push(("tools".into(), tools));
         context.push(("documents".into(), Jinja::from(())));
         let strftime = move |format: &Jinja| {
             let format = bounded::text(format)?.to_string();
@@ -172,6 +178,8 @@ fn environment(limits: &RequestLimits) -> Result<Environment<'static>, minijinja
     environment.set_syntax(syntax);
     environment.set_fuel(Some(limits.template_fuel));
     bounded::guard(&mut environment);
+    dialect::teach(&mut environment);
+    generators::teach(&mut environment);
     // As in Jinja2: here none would be iterable, and a text or a map no sequence.
     environment.add_test("iterable", |value: &Jinja| {
         is_kind(value, &[ValueKind::String, ValueKind::Bytes, ValueKind::Iterable])
@@ -215,33 +223,6 @@ fn token_names(config: &Value) -> Vec<(String, String)> {
         .filter(|(name, _)| name.ends_with("_token"))
         .filter_map(|(name, value)| Some((name.clone(), text(value)?)))
         .collect()
-}
-
-/// `{% generation %}` marks the assistant's part for training. It is no statement here; blocks
-/// that always run keep its whitespace rules.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(open) = rest.find("{%") {
-        let Some(close) = rest[open..].find("%}").map(|i| open + i) else { break };
-        let inner = &rest[open + 2..close];
-        let word = inner.trim_matches(['-', '+']).trim();
-        let replacement = match word {
-            "generation" => "if true",
-            "endgeneration" => "endif",
-            _ => {
-                out.push_str(&rest[..open + 2]);
-                rest = &rest[open + 2..];
-                continue;
-            }
-        };
-        out.push_str(&rest[..open + 2]);
-        out.push_str(&inner.replace(word, &format!(" {replacement} ")));
-        out.push_str("%}");
-        rest = &rest[close + 2..];
-    }
-    out.push_str(rest);
-    out
 }
 
 /// Cuts the rendered chat right behind the last message's text.

@@ -22,6 +22,7 @@ fn render(source: &str, messages: &Value) -> Result<String, ApiError> {
     let variables = json!({"style": "short"});
     let rendering = Rendering {
         messages: messages.as_array().expect("a list"),
+        tools: &[],
         add_generation_prompt: true,
         continue_final: false,
         variables: variables.as_object().expect("an object"),
@@ -113,6 +114,7 @@ fn named_templates_and_inline_templates() {
     let template = ChatTemplate::new(&files, &limits).expect("parses").expect("is there");
     let rendering = Rendering {
         messages: &[],
+        tools: &[],
         add_generation_prompt: false,
         continue_final: false,
         variables: &Map::new(),
@@ -137,6 +139,7 @@ fn the_final_message_can_stay_open() {
     let messages = [json!({"content": "a"}), json!({"content": " the sky is "})];
     let rendering = Rendering {
         messages: &messages,
+        tools: &[],
         add_generation_prompt: false,
         continue_final: true,
         variables: &Map::new(),
@@ -229,6 +232,7 @@ fn an_empty_final_message_cannot_stay_open() {
         let messages = [json!({"content": "a"}), json!({"content": empty})];
         let rendering = Rendering {
             messages: &messages,
+            tools: &[],
             add_generation_prompt: false,
             continue_final: true,
             variables: &Map::new(),

@@ -8,8 +8,9 @@ use crate::config::GatewayError;
 use crate::error::ApiError;
 use crate::specials::{Marker, Specials};
 
-/// Ids above this are a lie: the table by id would take gigabytes.
-const ID_LIMIT: u32 = 1 << 24;
+/// Ids above this are a lie: the table by id would take much memory. The largest published
+/// vocabularies have a quarter of it.
+const ID_LIMIT: u32 = 1 << 20;
 /// Breaks that plain text may need before it is refused (see [`Tokenizer::encode_plain`]).
 const BREAKS_LIMIT: usize = 1000;
 

@@ -512,7 +512,7 @@ fn family_of(map: &Map<String, Value>) -> Result<Family, ConfigError> {
 }
 
 /// Refuses what no machine could list or hold, before anyone allocates for it.
-fn check_size(spec: &ModelSpec) -> Result<(), ConfigError> {
+pub(crate) fn check_size(spec: &ModelSpec) -> Result<(), ConfigError> {
     const TENSORS: u128 = 1 << 20;
     const PARAMETERS: u128 = 1 << 46;
     // Roughly, so that nothing is listed before the count is known to be small.

@@ -6,14 +6,17 @@
 
 #![forbid(unsafe_code)]
 
+mod check;
 mod config;
 pub mod digest;
 pub mod families;
 pub mod safetensors;
 mod spec;
+mod stack;
 mod stored;
 mod tensors;
 
+pub use check::{SpecError, SpecProblem};
 pub use config::ConfigError;
 pub use spec::{
     Activation, Attention, ComputeType, Dense, Experts, Family, FeedForward, Format, GroupScore,

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Everything that decides a model's results and its size, read once from its config.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ModelSpec {
     /// The published architecture family; decides tensor names and how they are fused only.
     pub family: Family,
@@ -22,11 +25,16 @@ pub struct ModelSpec {
     pub norm_plus_one: bool,
     /// Embeddings are multiplied by this before the first layer.
     pub embedding_scale: Option<f32>,
+    /// What a branch gives is multiplied by this before it is added to the stream (Granite).
+    pub branch_scale: Option<f32>,
+    /// Logits are multiplied by this, before the cap (Granite).
+    pub logit_scale: Option<f32>,
     /// Logits become `cap * tanh(logit / cap)`.
     pub logit_softcap: Option<f32>,
     /// The output head is the embedding matrix.
     pub tied: bool,
     /// Layers from the embedding upward.
+    #[serde(with = "crate::stack")]
     pub layers: Vec<LayerSpec>,
     /// Token that starts a sequence, where the config names one.
     pub bos: Option<u32>,
@@ -38,7 +46,8 @@ pub struct ModelSpec {
 }
 
 /// The architecture families whose configs and tensor names are understood.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Family {
     /// DeepSeek V2 and V2-Lite (`DeepseekV2ForCausalLM`).
     DeepseekV2,
@@ -50,6 +59,8 @@ pub enum Family {
     Gemma3Text,
     /// gpt-oss (`GptOssForCausalLM`).
     GptOss,
+    /// Granite 3 without experts (`GraniteForCausalLM`).
+    Granite,
     /// Llama 1, 2, 3.x (`LlamaForCausalLM`).
     Llama,
     /// Mistral (`MistralForCausalLM`).
@@ -70,7 +81,8 @@ pub enum Family {
 
 /// What the projections of a checkpoint are stored in. Which of them are, `TensorSpec::stored`
 /// says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Format {
     /// f32, f16 or bf16.
     Plain,
@@ -82,7 +94,8 @@ pub enum Format {
 }
 
 /// One decoder layer: `x += attention(norm(x)); x += feed_forward(norm(x))`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LayerSpec {
     /// How tokens look at each other.
     pub attention: Attention,
@@ -93,7 +106,8 @@ pub struct LayerSpec {
 }
 
 /// The attention kinds the decoder walks.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Attention {
     /// Query heads in groups that share a key and value head.
     Grouped(Grouped),
@@ -112,7 +126,8 @@ impl Attention {
 }
 
 /// Grouped-query attention; query head `h` reads KV head `h / (heads / kv_heads)`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Grouped {
     /// Query heads; a multiple of `kv_heads`.
     pub heads: usize,
@@ -142,7 +157,8 @@ pub struct Grouped {
 /// `rope_dim`, shared by all heads; a head's key is `[W_UK latent | rotated key]`, its value
 /// `W_UV latent`. A head's rows are `[nope | rope]` in the query projection and `[W_UK | W_UV]`
 /// in `Part::LatentUp`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Latent {
     /// Query heads.
     pub heads: usize,
@@ -163,7 +179,8 @@ pub struct Latent {
 }
 
 /// Rotary embedding: frequencies `theta^(-2i/dims)`, then scaled.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Rope {
     /// The base.
     pub theta: f64,
@@ -176,7 +193,8 @@ pub struct Rope {
 }
 
 /// Which columns of the rotated ones turn together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Pairs {
     /// `(i, i + dims / 2)`.
     Halves,
@@ -185,7 +203,8 @@ pub enum Pairs {
 }
 
 /// Frequency scalings by their published `rope_type`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum RopeScaling {
     /// `default`, or no scaling entry.
     None,
@@ -225,7 +244,8 @@ pub enum RopeScaling {
 }
 
 /// The feed-forward kinds the decoder walks.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum FeedForward {
     /// One gated network: `down(activation(gate(x), up(x)))`.
     Dense(Dense),
@@ -234,7 +254,8 @@ pub enum FeedForward {
 }
 
 /// How a gated network joins gate `g` and up `u`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Activation {
     /// `silu(g) * u`.
     Silu,
@@ -250,7 +271,8 @@ pub enum Activation {
 }
 
 /// A dense gated feed-forward network.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Dense {
     /// Inner width.
     pub width: usize,
@@ -261,7 +283,8 @@ pub struct Dense {
 }
 
 /// A mixture of experts: the weighted sum of the chosen ones, and of the shared one.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Experts {
     /// Experts per layer.
     pub count: usize,
@@ -280,7 +303,8 @@ pub struct Experts {
 }
 
 /// How experts are chosen and weighted, in f32; ties go to the lower id.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Router {
     /// From logits to scores; the `chosen` largest win and their scores are the weights.
     pub score: Score,
@@ -311,7 +335,8 @@ impl Router {
 }
 
 /// From router logits to scores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Score {
     /// Softmax over all experts.
     Softmax,
@@ -322,7 +347,8 @@ pub enum Score {
 }
 
 /// Experts in `count` groups of equal size, by ascending id; only `chosen` groups may win.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Groups {
     /// Groups; a divisor of the experts.
     pub count: usize,
@@ -333,7 +359,8 @@ pub struct Groups {
 }
 
 /// What a group of experts is worth, and what the scores of the other groups become.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum GroupScore {
     /// Its largest score; other groups' scores become 0.0.
     Max,
@@ -342,7 +369,8 @@ pub enum GroupScore {
 }
 
 /// A gated network beside the experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Shared {
     /// Inner width; of several shared experts together.
     pub width: usize,
@@ -352,7 +380,8 @@ pub struct Shared {
 
 /// What enters a product: the stored weights and activations are converted to this type,
 /// accumulation is always f32. A property of the deployment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ComputeType {
     /// Weights widened to f32; the mode that is checked against golden references.
     F32,

@@ -11,7 +11,7 @@ const MISTRAL: &str = include_str!("fixtures/mistral-window.json");
 const MIXTRAL: &str = include_str!("fixtures/mixtral.json");
 
 /// One of every way to read a config.
-const CONFIGS: [&str; 14] = [
+const CONFIGS: [&str; 16] = [
     LLAMA,
     MISTRAL,
     MIXTRAL,
@@ -21,9 +21,11 @@ const CONFIGS: [&str; 14] = [
     include_str!("fixtures/gemma2.json"),
     include_str!("fixtures/gemma3.json"),
     include_str!("fixtures/gpt-oss-mxfp4.json"),
+    include_str!("fixtures/granite.json"),
     include_str!("fixtures/phi3.json"),
     include_str!("fixtures/qwen2.json"),
     include_str!("fixtures/published/qwen1.5-moe-a2.7b.json"),
+    include_str!("fixtures/qwen2-moe.json"),
     include_str!("fixtures/qwen3.json"),
     include_str!("fixtures/qwen3-moe.json"),
 ];

@@ -63,8 +63,10 @@ fn tables_are_what_checkpoints_hold() {
         "gemma3",
         "gpt-oss",
         "gpt-oss-mxfp4",
+        "granite",
         "phi3",
         "qwen2",
+        "qwen2-moe",
         "qwen3",
         "qwen3-moe",
     ] {

@@ -20,6 +20,7 @@ const GPT_OSS_120B: &str = include_str!("fixtures/published/gpt-oss-120b.json");
 const PHI_3_MINI: &str = include_str!("fixtures/published/phi-3-mini-4k.json");
 const GEMMA_2_2B: &str = include_str!("fixtures/published/gemma-2-2b.json");
 const GEMMA_3_1B: &str = include_str!("fixtures/published/gemma-3-1b.json");
+const GRANITE_2B: &str = include_str!("fixtures/published/granite-3.0-2b.json");
 
 fn read(config: &str) -> ModelSpec {
     ModelSpec::from_config(config).unwrap()
@@ -68,6 +69,7 @@ fn parameter_counts() {
         ("Phi-3-mini", PHI_3_MINI, 3_821_079_552, 3.82e9),
         ("gemma-2-2b", GEMMA_2_2B, 2_614_341_888, 2.61e9),
         ("gemma-3-1b", GEMMA_3_1B, 999_885_952, 1.0e9),
+        ("granite-3.0-2b", GRANITE_2B, 2_533_531_648, 2.53e9),
     ];
     let mut wrong = Vec::new();
     for (name, config, total, active) in cases {
@@ -78,6 +80,19 @@ fn parameter_counts() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn granite() {
+    let spec = read(GRANITE_2B);
+    assert_eq!((spec.embedding_scale, spec.branch_scale), (Some(12.0), Some(0.22)));
+    assert_eq!((spec.logit_scale, grouped(&spec, 0).scale), (Some(0.125), 1.0 / 64.0));
+    for wrong in ["0", "-1", "\"x\"", "1e39"] {
+        let config =
+            with(GRANITE_2B, "\"logits_scaling\": 8.0", &format!("\"logits_scaling\": {wrong}"));
+        let refused = ModelSpec::from_config(&config).unwrap_err().to_string();
+        assert!(refused.contains("field `logits_scaling`"), "{refused}");
+    }
 }
 
 #[test]

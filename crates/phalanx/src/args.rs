@@ -43,14 +43,37 @@ fn as_typed_here(argument: &str) -> String {
 pub(crate) enum Command {
     /// Serve a model from this process alone: coordinator, gateway and worker in one.
     Serve(Serve),
-    /// Run the coordinator of a cluster: its decisions and its HTTP gateway.
+    /// Make a new cluster: its certificate authority, its first coordinator's identity and an
+    /// operator's.
+    Init(Init),
+    /// Make a token with which another node can join.
+    Token(Token),
+    /// Run a coordinator of a cluster: its decisions and its HTTP gateway.
     Coordinator(Coordinator),
-    /// Run a worker that joins a coordinator and computes its share of the model.
+    /// Run a worker that joins a cluster and computes its share of the model.
     Worker(Worker),
     /// Talk to a running server.
     Chat(Chat),
-    /// Show nodes, groups, ranks and the plan of a running cluster.
+    /// Show a running cluster: consensus, nodes, deployments, groups and their plans.
     Status(Status),
+    /// Look at a model without serving it.
+    Model(Model),
+    /// List nodes, or remove one.
+    Nodes(Nodes),
+    /// List groups with their ranks.
+    Groups(Groups),
+    /// List models that can be deployed.
+    Models(Models),
+    /// List the members of consensus, remove one, or move leadership.
+    Members(Members),
+    /// Serve a model that the cluster knows, or change how many replicas it has and where.
+    Deploy(DeployCommand),
+    /// Serve a deployment no longer.
+    Undeploy(Undeploy),
+    /// Move a node's ranks elsewhere and give it no new ones.
+    Drain(Drain),
+    /// Replace certificates.
+    Certs(Certs),
     /// Start a small cluster on this machine, let it answer once, and leave it running.
     Demo(Demo),
 }
@@ -129,41 +152,128 @@ pub(crate) struct Serve {
     pub(crate) parent: Parent,
 }
 
+/// A new cluster.
+#[derive(Debug, Group)]
+pub(crate) struct Init {
+    /// Data directory of the first coordinator; created, and readable by its owner only.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// Name of the operator whose credential is made.
+    #[arg(long, default_value = "admin", value_name = "NAME")]
+    pub(crate) operator: String,
+}
+
+/// A join token, made from the authority's key; no coordinator need run.
+#[derive(Debug, Group)]
+pub(crate) struct Token {
+    /// Data directory of a coordinator.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// What the node will be.
+    #[arg(long, value_enum)]
+    pub(crate) role: NodeRole,
+    /// How many nodes may join with it.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) uses: u32,
+    /// How long it is valid: 30m, 24h, 7d.
+    #[arg(long, default_value = "24h", value_name = "TIME", value_parser = crate::config::time)]
+    pub(crate) ttl: std::time::Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NodeRole {
+    /// Computes.
+    Worker,
+    /// Decides and serves the API.
+    Coordinator,
+}
+
+/// How a node gets its identity the first time.
+#[derive(Debug, Clone, Group)]
+pub(crate) struct Join {
+    /// Data directory: this node's identity, and a coordinator's log.
+    #[arg(long, value_name = "DIR", env = "PHALANX_DATA")]
+    pub(crate) data: PathBuf,
+    /// Join token; needed once, until the data directory holds an identity.
+    #[arg(long, value_name = "TOKEN", env = "PHALANX_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// File that holds the join token.
+    #[arg(long, value_name = "FILE", conflicts_with = "token", env = "PHALANX_TOKEN_FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Host name or address at which other nodes reach this one. Default: that of --listen.
+    #[arg(long, value_name = "HOST", env = "PHALANX_ADVERTISE")]
+    pub(crate) advertise: Option<String>,
+}
+
+/// How patient the control plane is.
+#[derive(Debug, Clone, Group)]
+pub(crate) struct Patience {
+    /// Between two heartbeats of a worker.
+    #[arg(long, default_value = "100ms", value_name = "TIME", value_parser = crate::config::time)]
+    pub(crate) heartbeat: std::time::Duration,
+    /// Silence after which a worker is suspect.
+    #[arg(long, default_value = "500ms", value_name = "TIME", value_parser = crate::config::time)]
+    pub(crate) suspicion: std::time::Duration,
+    /// Silence after which a worker is lost and lets go of its ranks by itself.
+    #[arg(long, default_value = "3s", value_name = "TIME", value_parser = crate::config::time)]
+    pub(crate) lease: std::time::Duration,
+    /// Tick of consensus: 15 to 30 of them without a leader start an election.
+    #[arg(long, default_value = "20ms", value_name = "TIME", value_parser = crate::config::time)]
+    pub(crate) tick: std::time::Duration,
+}
+
 #[derive(Debug, Group)]
 pub(crate) struct Coordinator {
-    /// Model directory; the workers hold the same.
+    /// Model directory that this coordinator's gateway serves; the workers hold the same.
     pub(crate) directory: PathBuf,
     #[command(flatten)]
     pub(crate) http: Http,
-    /// Address that workers join at.
+    /// Address that other nodes and operators reach this coordinator at.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8100")]
     pub(crate) listen: std::net::SocketAddr,
-    /// Ranks the model is spread over.
-    #[arg(long, visible_alias = "tensor-parallel-size", default_value_t = 1)]
-    pub(crate) ranks: usize,
+    #[command(flatten)]
+    pub(crate) identity: Join,
+    /// Coordinators of the cluster to join; the first one of a cluster has none.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    #[arg(value_parser = crate::config::address)]
+    pub(crate) join: Vec<String>,
+    /// Name in tables. Default: coordinator-PORT.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Deploy the model on so many ranks, unless it is deployed already. Without it nothing is
+    /// deployed; see `phalanx deploy`.
+    #[arg(long, visible_alias = "tensor-parallel-size")]
+    pub(crate) ranks: Option<usize>,
     #[command(flatten)]
     pub(crate) deploy: Deploy,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
     #[command(flatten)]
     pub(crate) parent: Parent,
 }
 
 #[derive(Debug, Group)]
 pub(crate) struct Worker {
-    /// Model directory, with the same content as the coordinator's.
+    /// Model directory, with the same content as the coordinators'.
     pub(crate) directory: PathBuf,
-    /// Where the coordinator listens.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8100")]
-    #[arg(value_parser = crate::config::address)]
-    pub(crate) coordinator: String,
+    /// Coordinators; one that answers is enough, the others are found through it.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8100", value_delimiter = ',')]
+    #[arg(value_parser = crate::config::address, env = "PHALANX_COORDINATORS")]
+    pub(crate) coordinator: Vec<String>,
     /// Address that the other nodes reach this worker at; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub(crate) listen: std::net::SocketAddr,
+    #[command(flatten)]
+    pub(crate) identity: Join,
     /// This worker's name in tables. Default: worker-PORT.
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// Ranks this worker can hold.
     #[arg(long, default_value_t = 1)]
     pub(crate) ranks: usize,
+    /// First port of the tensor plane, one per rank. Default: free ones.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) tensor_port: Option<u16>,
     /// Threads of each rank. Default: the cores divided by the ranks.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -214,15 +324,139 @@ pub(crate) struct Chat {
     pub(crate) seed: Option<i64>,
 }
 
+/// How an operator reaches a cluster.
+#[derive(Debug, Clone, Group)]
+pub(crate) struct Reach {
+    /// Coordinators; one that answers is enough.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8100", value_delimiter = ',')]
+    #[arg(value_parser = crate::config::address, env = "PHALANX_COORDINATORS", global = true)]
+    pub(crate) coordinator: Vec<String>,
+    /// The operator's credential, as `phalanx init` made it.
+    #[arg(long, value_name = "FILE", env = "PHALANX_IDENTITY", default_value = "operator.pem")]
+    #[arg(global = true)]
+    pub(crate) identity: PathBuf,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Output::Table, global = true)]
+    pub(crate) output: Output,
+}
+
 #[derive(Debug, Group)]
 pub(crate) struct Status {
-    /// Where the coordinator listens.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8100")]
-    #[arg(value_parser = crate::config::address)]
-    pub(crate) coordinator: String,
-    /// How to print.
-    #[arg(long, value_enum, default_value_t = Output::Table)]
-    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+    /// What the coordinator that answers knows, without asking a majority.
+    #[arg(long)]
+    pub(crate) local: bool,
+    /// Print again after every change, until interrupted.
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Nodes {
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+    #[command(subcommand)]
+    pub(crate) action: Option<NodesAction>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodesAction {
+    /// Take a node out for ever; its certificate is refused from then on.
+    Remove {
+        /// Number or name.
+        node: String,
+    },
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Groups {
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Models {
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Members {
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+    #[command(subcommand)]
+    pub(crate) action: Option<MembersAction>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MembersAction {
+    /// Take a coordinator out for ever; its certificate is refused from then on.
+    Remove {
+        /// Number or name.
+        node: String,
+    },
+    /// Move leadership to another coordinator.
+    Transfer {
+        /// Number or name. Default: whichever is fit.
+        node: Option<String>,
+    },
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct DeployCommand {
+    /// Name that requests ask for.
+    pub(crate) name: String,
+    /// The model: its name or the first digits of its digest, as `phalanx models` lists them.
+    /// Default: the one of that name.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Ranks of each replica. Default: 1, or as it is deployed.
+    #[arg(long, visible_alias = "tensor-parallel-size")]
+    pub(crate) ranks: Option<usize>,
+    /// Groups that serve it, each with a copy of the weights. Default: 1, or as it is deployed.
+    #[arg(long, value_name = "N")]
+    pub(crate) replicas: Option<usize>,
+    /// Nodes that may hold its ranks, by number or name. Default: every node.
+    #[arg(long, value_name = "NODE", value_delimiter = ',')]
+    pub(crate) nodes: Vec<String>,
+    #[command(flatten)]
+    pub(crate) options: Deploy,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Undeploy {
+    /// The deployment.
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Drain {
+    /// Number or name of the node.
+    pub(crate) node: String,
+    /// Let it hold ranks again.
+    #[arg(long)]
+    pub(crate) undo: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Certs {
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+    #[command(subcommand)]
+    pub(crate) action: CertsAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertsAction {
+    /// Every node gets a new key and certificate; connections stay.
+    Rotate,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -231,6 +465,40 @@ pub(crate) enum Output {
     Table,
     /// For programs.
     Json,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Model {
+    #[command(subcommand)]
+    pub(crate) command: ModelCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// Show what a model is, what it weighs, and what it takes to serve it.
+    Inspect(Inspect),
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Inspect {
+    /// Model directory, or its config.json alone. No weights are read.
+    pub(crate) model: PathBuf,
+    /// Nodes to serve it on, such as 2x8xH200 (nodes, devices each, which), 4x64GiB or
+    /// 2x80GiB,1x8xL40S.
+    #[arg(long, value_name = "NODES", value_parser = crate::inspect::nodes)]
+    pub(crate) nodes: Option<crate::inspect::Nodes>,
+    /// Ranks to spread it over. Default: every device, as far as the model can be cut.
+    #[arg(long, visible_alias = "tensor-parallel-size", value_name = "N")]
+    pub(crate) ranks: Option<usize>,
+    /// Stripes the model is cut into. Default: 8, or as many as there are ranks.
+    #[arg(long, value_name = "S")]
+    pub(crate) stripes: Option<usize>,
+    /// Tokens of KV cache each rank keeps. Default: as `serve` would.
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) kv_tokens: Option<usize>,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
 }
 
 #[derive(Debug, Group)]

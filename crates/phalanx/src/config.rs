@@ -1,13 +1,17 @@
 //! From what was typed to what is run: every rule about options in one place, a sentence each.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use cluster::Deployment;
+use cluster::{Deployment, Model};
+use control::leader::Timing;
 use gateway::{GatewayConfig, RequestLimits};
 use model::ComputeType;
 
-use crate::args::{Compute, Deploy};
+use crate::args::{Compute, Deploy, Patience};
 use crate::model_dir::ModelDir;
 
 /// KV cache that is kept where one context needs less, in tokens.
@@ -41,6 +45,80 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(|| "too many bytes".to_owned())
 }
 
+/// Parses a time: `250ms`, `3s`, `30m`, `24h`, `7d`.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| "not a whole number and a unit".to_owned())?;
+    let milliseconds: u64 = match &text[digits.len()..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        other => return Err(format!("unknown unit {other:?}; use ms, s, m, h or d")),
+    };
+    let time = number.checked_mul(milliseconds).ok_or_else(|| "too long".to_owned())?;
+    Ok(Duration::from_millis(time))
+}
+
+/// Shortest and longest tick of consensus.
+const TICKS: [Duration; 2] = [Duration::from_millis(1), Duration::from_secs(1)];
+
+/// Leases, as typed.
+pub(crate) fn timing(patience: &Patience) -> anyhow::Result<Timing> {
+    let Patience { heartbeat, suspicion, lease, tick } = *patience;
+    ensure!(!heartbeat.is_zero(), "--heartbeat must not be zero");
+    ensure!(suspicion > heartbeat, "--suspicion must be longer than --heartbeat");
+    ensure!(lease >= suspicion * 2, "--lease must be at least twice --suspicion");
+    ensure!(
+        lease <= Duration::from_secs(3600),
+        "--lease must be at most an hour: so long a dead worker's ranks would be missed"
+    );
+    ensure!(tick >= TICKS[0] && tick <= TICKS[1], "--tick must be between 1 ms and 1 s");
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Ok(Timing {
+        heartbeat: milliseconds(heartbeat),
+        suspicion: milliseconds(suspicion),
+        lease: milliseconds(lease),
+        takeover: milliseconds(lease),
+    })
+}
+
+/// Leases and tick where all roles share a process: they come and go together.
+pub(crate) fn alone() -> (Timing, Duration) {
+    let timing = Timing { heartbeat: 500, suspicion: 5_000, lease: 30_000, takeover: 30_000 };
+    (timing, Duration::from_millis(10))
+}
+
+/// `host:port` at which others reach a listener.
+pub(crate) fn reached(listen: SocketAddr, advertise: Option<&str>) -> anyhow::Result<String> {
+    let address = match advertise {
+        Some(host) if host.contains(':') && !host.starts_with('[') => {
+            format!("[{host}]:{}", listen.port())
+        }
+        Some(host) => format!("{host}:{}", listen.port()),
+        None => {
+            ensure!(
+                !listen.ip().is_unspecified(),
+                "{listen} is no address that other nodes could reach; say with --advertise which is"
+            );
+            listen.to_string()
+        }
+    };
+    cluster::check_address("address", &address)
+        .with_context(|| format!("--advertise {address}"))?;
+    Ok(address)
+}
+
+/// The model, as the cluster knows it.
+pub(crate) fn model(model: &ModelDir) -> Model {
+    Model {
+        name: model.name.clone(),
+        digest: model.digest.to_string(),
+        spec: Arc::clone(&model.spec),
+    }
+}
+
 /// The wish, from the options and the model.
 pub(crate) fn deployment(
     deploy: &Deploy,
@@ -55,6 +133,32 @@ pub(crate) fn deployment(
             "--served-model-name must have 1 to 128 bytes and no control characters"
         );
     }
+    sizes(deploy)?;
+    let context = context(deploy, spec.context)?;
+    let stripes = deploy.stripes.unwrap_or_else(|| planner::stripes::default_count(spec));
+    planner::stripes::validate(spec, stripes).context("--stripes")?;
+    ensure!(
+        ranks <= stripes,
+        "--ranks {ranks} is more than the {stripes} stripes the model is cut into"
+    );
+    Ok(Deployment {
+        name: served_names(deploy, model)[0].clone(),
+        digest: model.digest.to_string(),
+        compute: compute(deploy.compute),
+        stripes: Some(stripes),
+        ranks,
+        replicas: 1,
+        nodes: BTreeSet::new(),
+        kv_blocks: kv_blocks(deploy, context)?,
+        block_tokens: deploy.block_size,
+        max_sequences: deploy.max_num_seqs,
+        step_tokens: deploy.max_num_batched_tokens,
+        context,
+    })
+}
+
+/// Refuses sizes that make no sense for any model.
+pub(crate) fn sizes(deploy: &Deploy) -> anyhow::Result<()> {
     ensure!(
         (1..=SEQUENCES_MAX).contains(&deploy.max_num_seqs),
         "--max-num-seqs must be between 1 and {SEQUENCES_MAX}"
@@ -69,44 +173,43 @@ pub(crate) fn deployment(
         (1..=4096).contains(&deploy.block_size),
         "--block-size must be between 1 and 4096 tokens"
     );
-    let context = match deploy.max_model_len {
+    Ok(())
+}
+
+/// Tokens of prompt and answer together, for a model made for `most`.
+pub(crate) fn context(deploy: &Deploy, most: usize) -> anyhow::Result<usize> {
+    Ok(match deploy.max_model_len {
         Some(0) => bail!("--max-model-len must be at least 1"),
-        Some(wanted) if wanted > spec.context => bail!(
+        Some(wanted) if wanted > most => bail!(
             "--max-model-len {wanted} is more than the {} positions the model was made for",
-            spec.context
+            most
         ),
         Some(wanted) => wanted,
-        None => spec.context,
-    };
-    let default_tokens = context.max(KV_TOKENS.min(context.saturating_mul(KV_CONTEXTS)));
-    let kv_tokens = deploy.kv_tokens.unwrap_or(default_tokens);
+        None => most,
+    })
+}
+
+/// KV blocks of each rank.
+pub(crate) fn kv_blocks(deploy: &Deploy, context: usize) -> anyhow::Result<usize> {
+    let kv_tokens = deploy.kv_tokens.unwrap_or_else(|| default_kv_tokens(context));
     ensure!(
         kv_tokens >= context,
         "--kv-tokens {kv_tokens} cannot hold one context of {context} tokens; lower --max-model-len"
     );
-    let stripes = deploy.stripes.unwrap_or_else(|| planner::stripes::default_count(spec));
-    planner::stripes::validate(spec, stripes).context("--stripes")?;
-    ensure!(
-        ranks <= stripes,
-        "--ranks {ranks} is more than the {stripes} stripes the model is cut into"
-    );
-    Ok(Deployment {
-        model: served_names(deploy, model)[0].clone(),
-        digest: model.digest.to_string(),
-        spec: Arc::clone(spec),
-        compute: match deploy.compute {
-            Compute::F32 => ComputeType::F32,
-            Compute::Bf16 => ComputeType::Bf16,
-            Compute::Int8 => ComputeType::Int8,
-        },
-        stripes: Some(stripes),
-        ranks,
-        kv_blocks: kv_tokens.div_ceil(deploy.block_size),
-        block_tokens: deploy.block_size,
-        max_sequences: deploy.max_num_seqs,
-        step_tokens: deploy.max_num_batched_tokens,
-        context,
-    })
+    Ok(kv_tokens.div_ceil(deploy.block_size))
+}
+
+pub(crate) fn compute(compute: Compute) -> ComputeType {
+    match compute {
+        Compute::F32 => ComputeType::F32,
+        Compute::Bf16 => ComputeType::Bf16,
+        Compute::Int8 => ComputeType::Int8,
+    }
+}
+
+/// Tokens of KV cache that a rank keeps when nobody says.
+pub(crate) fn default_kv_tokens(context: usize) -> usize {
+    context.max(KV_TOKENS.min(context.saturating_mul(KV_CONTEXTS)))
 }
 
 /// Checks `host:port` as typed: a worker would try for ever to reach what is no address.
@@ -136,6 +239,7 @@ pub(crate) fn gateway(
 ) -> anyhow::Result<GatewayConfig> {
     Ok(GatewayConfig {
         served_names: served_names(deploy, model),
+        digest: model.digest.to_string(),
         files: model.gateway_files()?,
         context: deployment.context,
         vocab: model.spec.vocab,
@@ -161,7 +265,29 @@ pub(crate) fn threads(wanted: Option<usize>, ranks: usize) -> anyhow::Result<usi
 
 #[cfg(test)]
 mod tests {
-    use super::bytes;
+    use std::time::Duration;
+
+    use super::{bytes, reached, time};
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(time("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(time("7d"), Ok(Duration::from_secs(7 * 24 * 3600)));
+        for wrong in ["", "5", "s", "-1s", "1.5s", "3 s", "1w", "99999999999999999d"] {
+            assert!(time(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_nobody_could_reach_is_refused() {
+        let at = |text: &str| text.parse().expect("an address");
+        assert_eq!(reached(at("10.0.0.1:8100"), None).ok(), Some("10.0.0.1:8100".to_owned()));
+        assert!(reached(at("0.0.0.0:8100"), None).is_err());
+        let named = reached(at("0.0.0.0:8100"), Some("c-0.phalanx"));
+        assert_eq!(named.ok(), Some("c-0.phalanx:8100".to_owned()));
+        assert_eq!(reached(at("[::]:1"), Some("::1")).ok(), Some("[::1]:1".to_owned()));
+        assert!(reached(at("0.0.0.0:8100"), Some("a b")).is_err());
+    }
 
     #[test]
     fn bytes_are_read_with_and_without_units() {

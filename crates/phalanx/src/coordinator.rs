@@ -1,34 +1,47 @@
-//! `phalanx coordinator`: the cluster's decisions and its HTTP gateway.
+//! `phalanx coordinator`: a member of the control plane and its HTTP gateway.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use cluster::Deployment;
-use control::ControlConfig;
+use anyhow::{Context, anyhow, bail};
+use cluster::{Command, Coordinator, Deployment, Model, Proposal, RequestId};
+use control::leader::Timing;
+use control::{Control, ControlConfig};
 use gateway::GatewayConfig;
+use identity::{ClusterCa, Role, Tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::args;
 use crate::config;
+use crate::enrol;
 use crate::model_dir::ModelDir;
 use crate::process::{self, Announcement};
 
-/// A worker that says nothing for this long is lost.
-const LEASE: Duration = Duration::from_secs(5);
+/// How long one attempt to register the model may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two attempts.
+const RETRY: Duration = Duration::from_millis(200);
 
 /// What a coordinator serves, and where.
 pub(crate) struct Roles {
     pub(crate) http: TcpListener,
     pub(crate) cluster: TcpListener,
-    pub(crate) deployment: Deployment,
+    pub(crate) model: Model,
+    /// What shall be deployed unless it is.
+    pub(crate) deployment: Option<Deployment>,
     pub(crate) gateway: GatewayConfig,
+    pub(crate) control: ControlConfig,
+    pub(crate) tls: Tls,
+    pub(crate) ca: ClusterCa,
 }
 
 pub(crate) async fn run(args: args::Coordinator) -> anyhow::Result<()> {
     let model = ModelDir::open(&args.directory)?;
-    let deployment = config::deployment(&args.deploy, args.ranks, &model)?;
-    let gateway = config::gateway(&args.deploy, &model, &deployment)?;
+    let wished = config::deployment(&args.deploy, args.ranks.unwrap_or(1), &model)?;
+    let gateway = config::gateway(&args.deploy, &model, &wished)?;
+    let timing = config::timing(&args.patience)?;
     let http = bind_http(&args.http).await?;
     let cluster = TcpListener::bind(args.listen)
         .await
@@ -38,34 +51,130 @@ pub(crate) async fn run(args: args::Coordinator) -> anyhow::Result<()> {
     let announcement =
         Announcement { http: Some(http.local_addr()?), cluster: cluster.local_addr()? };
     process::announce(supervised, &announcement)?;
-    serve(Roles { http, cluster, deployment, gateway }, shutdown).await
+    let listen = cluster.local_addr()?;
+    let name = args.name.unwrap_or_else(|| format!("coordinator-{}", listen.port()));
+    let join = &args.identity;
+    let at = Coordinator {
+        cluster_address: config::reached(listen, join.advertise.as_deref())?,
+        http_address: config::reached(http.local_addr()?, join.advertise.as_deref())?,
+    };
+    // All coordinators may be given the same list: none asks itself.
+    let known: Vec<String> =
+        args.join.into_iter().filter(|address| *address != at.cluster_address).collect();
+    let tls = enrol::identity(join, Role::Coordinator, &name, &known, &shutdown).await?;
+    let ca = ClusterCa::load(&join.data)?;
+    let control = control_config(timing, args.patience.tick, join.data.clone(), name, at);
+    let control = ControlConfig { known, ..control };
+    let roles = Roles {
+        http,
+        cluster,
+        model: config::model(&model),
+        deployment: args.ranks.map(|_| wished),
+        gateway,
+        control,
+        tls,
+        ca,
+    };
+    serve(roles, shutdown).await
+}
+
+pub(crate) fn control_config(
+    timing: Timing,
+    tick: Duration,
+    data: PathBuf,
+    name: String,
+    at: Coordinator,
+) -> ControlConfig {
+    let identity = data.clone();
+    ControlConfig { timing, tick, data, identity, name, at, known: Vec::new() }
 }
 
 /// Serves both planes of a coordinator until shutdown.
 pub(crate) async fn serve(roles: Roles, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let Roles { http, cluster, deployment, gateway } = roles;
+    let Roles { http, cluster, model, deployment, gateway, control, tls, ca } = roles;
     tracing::info!(
-        model = deployment.model,
+        model = model.name,
         http = %http.local_addr()?,
         cluster = %cluster.local_addr()?,
-        ranks = deployment.ranks,
-        stripes = deployment.stripes,
         "the coordinator listens"
     );
-    let control =
-        control::start(cluster, deployment, ControlConfig { lease: LEASE }, shutdown.clone())?;
+    let mut running = control::start(cluster, control, &tls, ca, shutdown.clone())?;
+    let wishing = wish(running.control.clone(), model, deployment);
+    let wishing = tokio::spawn(wishing);
     let ended = shutdown.clone().cancelled_owned();
-    let served = gateway::serve(http, gateway, control.view.clone(), ended).await;
-    shutdown.cancel();
-    let controlled = control.task.await.map_err(|e| anyhow!("the control task failed: {e}"));
-    served?;
-    controlled?;
-    Ok(())
+    let serving = gateway::serve(http, gateway, running.view.clone(), tls, ended);
+    tokio::pin!(serving);
+    let mut removed = running.removed.clone();
+    tokio::select! {
+        served = &mut serving => {
+            shutdown.cancel();
+            wishing.abort();
+            let controlled = running.task.await;
+            served?;
+            Ok(controlled.map_err(|e| anyhow!("the control task failed: {e}"))??)
+        }
+        // What is fatal to the control plane ends the process now: nobody knows what the disk
+        // holds, and only a new start finds out.
+        controlled = &mut running.task => {
+            controlled.map_err(|e| anyhow!("the control task failed: {e}"))??;
+            wishing.abort();
+            Ok(serving.await?)
+        }
+        Ok(_) = removed.wait_for(|removed| *removed) => {
+            bail!("this coordinator was removed from the cluster; its data directory is of no \
+                   more use")
+        }
+    }
+}
+
+/// Registers the model, and has it deployed where that is wished and it is not.
+async fn wish(control: Control, model: Model, deployment: Option<Deployment>) {
+    let digest = model.digest.clone();
+    let name = deployment.as_ref().map(|deployment| deployment.name.clone());
+    settle(&control, |state| {
+        let known = state.models().contains_key(&digest);
+        (!known).then(|| Command::RegisterModel(model.clone()))
+    })
+    .await;
+    let (Some(deployment), Some(name)) = (deployment, name) else { return };
+    settle(&control, |state| match state.deployments().get(&name) {
+        None => Some(Command::Deploy(deployment.clone())),
+        Some(standing) => {
+            if *standing != deployment {
+                tracing::warn!(name, "it is deployed with other options, which stand");
+            }
+            None
+        }
+    })
+    .await;
+}
+
+/// Proposes what `missing` says until it says nothing or the state refuses it.
+async fn settle(control: &Control, missing: impl Fn(&cluster::ClusterState) -> Option<Command>) {
+    loop {
+        // The newest state, so that a restart does not wish for what was taken back since.
+        let Ok(state) = control.read(PATIENCE).await else {
+            tokio::time::sleep(RETRY).await;
+            continue;
+        };
+        let Some(command) = missing(&state) else { return };
+        let Ok(id) = identity::random() else { return };
+        let proposal = Proposal { request: Some(RequestId(id)), command };
+        match control.write(proposal, PATIENCE).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(refusal)) => {
+                tracing::error!(%refusal, "the cluster refuses what this coordinator is to serve");
+                return;
+            }
+            Err(error) => tracing::debug!(%error, "not decided yet"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 /// The HTTP listener; an error that says which address and what to do.
 pub(crate) async fn bind_http(http: &args::Http) -> anyhow::Result<TcpListener> {
-    TcpListener::bind((http.host, http.port)).await.with_context(|| {
+    TcpListener::bind(SocketAddr::from((http.host, http.port))).await.with_context(|| {
         format!("cannot serve HTTP on {}:{}; choose another with --port", http.host, http.port)
     })
 }

@@ -6,8 +6,12 @@ mod chat;
 mod config;
 mod coordinator;
 mod demo;
+mod enrol;
 mod http;
+mod init;
+mod inspect;
 mod model_dir;
+mod operator;
 mod process;
 mod serve;
 mod status;
@@ -30,10 +34,23 @@ fn run(args: args::Args) -> anyhow::Result<()> {
     let done = runtime.block_on(async {
         match args.command {
             args::Command::Serve(serve) => serve::run(serve).await,
+            args::Command::Init(init) => init::run(&init),
+            args::Command::Token(token) => init::token(&token),
             args::Command::Coordinator(coordinator) => coordinator::run(coordinator).await,
             args::Command::Worker(worker) => worker::run(worker).await,
             args::Command::Chat(chat) => chat::run(chat).await,
-            args::Command::Status(status) => status::run(status).await,
+            args::Command::Model(model) => match model.command {
+                args::ModelCommand::Inspect(inspect) => inspect::run(&inspect),
+            },
+            args::Command::Status(status) => operator::status(status).await,
+            args::Command::Nodes(nodes) => operator::nodes(nodes).await,
+            args::Command::Groups(groups) => operator::groups(groups).await,
+            args::Command::Models(models) => operator::models(models).await,
+            args::Command::Members(members) => operator::members(members).await,
+            args::Command::Deploy(deploy) => operator::deploy(deploy).await,
+            args::Command::Undeploy(undeploy) => operator::undeploy(undeploy).await,
+            args::Command::Drain(drain) => operator::drain(drain).await,
+            args::Command::Certs(certs) => operator::certs(certs).await,
             args::Command::Demo(demo) => demo::run(demo).await,
         }
     });

@@ -57,13 +57,18 @@ fn required(directory: &Path, name: &str) -> anyhow::Result<String> {
 }
 
 fn optional(directory: &Path, name: &str) -> anyhow::Result<Option<String>> {
-    let path = directory.join(name);
+    text(&directory.join(name))
+}
+
+/// A text file of a model; `None` where there is none.
+pub(crate) fn text(path: &Path) -> anyhow::Result<Option<String>> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
     match path.metadata() {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        metadata => regular(name, &metadata.with_context(|| format!("cannot read {name}"))?)?,
+        metadata => regular(&name, &metadata.with_context(|| format!("cannot read {name}"))?)?,
     }
     let mut text = String::new();
-    let file = File::open(&path).with_context(|| format!("cannot read {name}"))?;
+    let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
     let read = file.take(TEXT_MAX + 1).read_to_string(&mut text);
     let read = read.with_context(|| format!("cannot read {name}"))?;
     ensure!(read as u64 <= TEXT_MAX, "{name} is larger than {} MiB", TEXT_MAX >> 20);

@@ -2,8 +2,9 @@
 
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
@@ -83,15 +84,64 @@ pub(crate) fn line(text: &str) -> std::io::Result<()> {
     out.flush()
 }
 
-/// Bytes of memory that are free for a model now: nine tenths of what the kernel calls available.
+/// Bytes of memory that are free for a model now: nine tenths of what the kernel calls available,
+/// or of what the process's control groups allow if that is less.
 pub(crate) fn free_memory() -> anyhow::Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo")?;
-    let kib = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    match kib {
-        Some(kib) => Ok(kib * 1024 / 10 * 9),
-        None => anyhow::bail!("the kernel does not tell the available memory; give --memory"),
+    let Some(available) = available(&text) else {
+        bail!("the kernel does not tell the available memory; give --memory")
+    };
+    let group = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limit = memory_limit(&group, |path| std::fs::read_to_string(path).ok());
+    Ok(available.min(limit.unwrap_or(u64::MAX)) / 10 * 9)
+}
+
+fn available(meminfo: &str) -> Option<u64> {
+    let rest = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = rest.trim().trim_end_matches("kB").trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The least limit of the process's control group and of those above it (version 2). A container
+/// and a service are not told of theirs by the kernel's available memory, and exceeding it is
+/// death.
+fn memory_limit(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let own = Path::new("/sys/fs/cgroup").join(own);
+    let above = own.ancestors().take_while(|path| path.starts_with("/sys/fs/cgroup"));
+    let limits = above.filter_map(|path| read(&path.join("memory.max"))?.trim().parse().ok());
+    limits.min()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{available, memory_limit};
+
+    #[test]
+    fn available_memory_is_read() {
+        let text = "MemTotal:  100 kB\nMemFree: 1 kB\nMemAvailable:      42 kB\n";
+        assert_eq!(available(text), Some(42 * 1024));
+        assert_eq!(available("MemTotal: 100 kB\n"), None);
+    }
+
+    #[test]
+    fn the_least_limit_of_a_process_and_of_those_above_it_counts() {
+        let files = [
+            ("/sys/fs/cgroup/a/memory.max", "4096\n"),
+            ("/sys/fs/cgroup/a/b/memory.max", "8192\n"),
+            ("/sys/fs/cgroup/a/b/c/memory.max", "max\n"),
+            // A container sees its own group as the root of all.
+            ("/sys/fs/cgroup/memory.max", "65536\n"),
+        ];
+        let read = |path: &Path| {
+            let found = files.iter().find(|(name, _)| Path::new(name) == path);
+            found.map(|(_, text)| (*text).to_owned())
+        };
+        assert_eq!(memory_limit("1:cpu:/x\n0::/a/b/c\n", read), Some(4096));
+        assert_eq!(memory_limit("0::/\n", read), Some(65536));
+        assert_eq!(memory_limit("0::/a/b\n", |_| None), None);
+        assert_eq!(memory_limit("1:memory:/a\n", read), None);
     }
 }

@@ -1,88 +1,170 @@
-//! `phalanx status`: nodes, groups, ranks and the plan, as a coordinator sees them.
+//! What a cluster looks like, as tables for people and as JSON for programs.
 
 use std::fmt::Write;
 
-use anyhow::Context;
 use serde_json::{Value, json};
 use wire::pb;
 
-use crate::args;
-use crate::process;
-
-pub(crate) async fn run(args: args::Status) -> anyhow::Result<()> {
-    let status = fetch(&args.coordinator)
-        .await
-        .with_context(|| format!("no coordinator answers at {}", args.coordinator))?;
-    match args.output {
-        args::Output::Table => process::line(table(&status).trim_end()),
-        args::Output::Json => process::line(&json(&status).to_string()),
-    }
-    .context("standard output")
-}
-
-/// Asks a coordinator for its view.
-pub(crate) async fn fetch(address: &str) -> anyhow::Result<pb::StatusReply> {
-    let channel = wire::transport::connect(address).await?;
-    let mut client = wire::transport::coordinator_client(channel);
-    let reply = client.status(pb::StatusRequest {}).await;
-    Ok(reply.map_err(|status| anyhow::anyhow!("{}", status.message()))?.into_inner())
-}
-
-fn table(status: &pb::StatusReply) -> String {
+/// Everything.
+pub(crate) fn table(status: &pb::StatusReply) -> String {
     let mut text = String::new();
-    let mut line = |content: String| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{content}");
+    let control = status.control.clone().unwrap_or_default();
+    let leader = match control.leader {
+        0 => "no leader: changes wait, answers go on".to_owned(),
+        leader => format!("node {leader} leads term {}", control.term),
     };
-    if let Some(deployment) = &status.deployment {
-        let compute = compute_name(deployment.compute());
-        line(format!("model {} ({compute}), digest {:.16}", deployment.model, deployment.digest));
+    line(&mut text, &format!("control: {leader}; revision {}", status.revision));
+    if !status.current {
+        line(&mut text, "no majority confirmed this view: it may be old");
     }
-    line(format!("revision {}, release {}", status.revision, status.version));
-    if !status.waiting_for.is_empty() {
-        line(format!("waiting: {}", status.waiting_for));
+    if control.storage_full {
+        line(&mut text, "no room on this coordinator's disk: it accepts no changes");
     }
-    line(String::new());
-    line(format!(
-        "{:<6}{:<20}{:<24}{:<10}{:<9}STATE",
-        "NODE", "NAME", "ADDRESS", "KERNELS", "DEVICES"
-    ));
+    for deployment in &status.deployments {
+        let name = deployment.deployment.as_ref().map_or("", |one| &one.model);
+        let waiting = match deployment.waiting_for.as_str() {
+            "" => "served".to_owned(),
+            why => format!("waiting: {why}"),
+        };
+        line(&mut text, &format!("deployment {name}: {waiting}"));
+    }
+    if status.deployments.is_empty() {
+        line(&mut text, "nothing is deployed");
+    }
+    let parts = [members_table(status), nodes_table(status), groups_table(status)];
+    for part in parts.iter().filter(|part| !part.is_empty()) {
+        line(&mut text, "");
+        text.push_str(part);
+    }
+    text
+}
+
+pub(crate) fn members_table(status: &pb::StatusReply) -> String {
+    let control = status.control.clone().unwrap_or_default();
+    let mut text = String::new();
+    line(&mut text, &format!("{:<6}{:<9}{:<8}{:<24}API", "NODE", "PART", "", "ADDRESS"));
+    for member in &control.members {
+        let node = status.nodes.iter().find(|node| node.node == member.node);
+        let leads = member.node == control.leader;
+        line(
+            &mut text,
+            &format!(
+                "{:<6}{:<9}{:<8}{:<24}{}",
+                member.node,
+                member.part,
+                if leads { "leader" } else { "" },
+                node.map_or("", |node| &node.cluster_address),
+                node.map_or("", |node| &node.http_address),
+            ),
+        );
+    }
+    text
+}
+
+pub(crate) fn nodes_table(status: &pb::StatusReply) -> String {
+    let mut text = String::new();
+    line(
+        &mut text,
+        &format!(
+            "{:<6}{:<20}{:<13}{:<24}{:<10}{:<9}STATE",
+            "NODE", "NAME", "ROLE", "ADDRESS", "KERNELS", "DEVICES"
+        ),
+    );
     for node in &status.nodes {
-        line(format!(
-            "{:<6}{:<20}{:<24}{:<10}{:<9}{}",
-            node.node,
-            node.name,
-            node.worker_address,
-            node.kernel_class,
-            node.devices.len(),
-            if node.alive { "alive" } else { "lost" }
-        ));
+        let address = match node.worker_address.as_str() {
+            "" => &node.cluster_address,
+            address => address,
+        };
+        line(
+            &mut text,
+            &format!(
+                "{:<6}{:<20}{:<13}{:<24}{:<10}{:<9}{}",
+                node.node,
+                node.name,
+                node.role,
+                address,
+                node.kernel_class,
+                node.devices.len(),
+                state(node),
+            ),
+        );
     }
+    text
+}
+
+/// A coordinator offers no devices, so that it is merely enrolled says nothing.
+fn state(node: &pb::NodeStatus) -> &str {
+    match (node.role.as_str(), node.standing.as_str()) {
+        ("coordinator", "enrolled") if !node.cluster_address.is_empty() => "member",
+        (_, standing) => standing,
+    }
+}
+
+pub(crate) fn groups_table(status: &pb::StatusReply) -> String {
+    let mut text = String::new();
     for group in &status.groups {
-        line(String::new());
+        if !text.is_empty() {
+            line(&mut text, "");
+        }
         let reason = if group.reason.is_empty() { "" } else { ": " };
-        line(format!(
-            "group {} epoch {} {}{reason}{}",
-            group.group, group.epoch, group.phase, group.reason
-        ));
-        line(format!(
-            "{:<6}{:<6}{:<8}{:<18}{:<14}{:<14}LOADED",
-            "RANK", "NODE", "DEVICE", "STRIPES", "WEIGHTS", "KV"
-        ));
+        line(
+            &mut text,
+            &format!(
+                "group {} of {} epoch {} {}{reason}{}",
+                group.group, group.deployment, group.epoch, group.phase, group.reason
+            ),
+        );
+        line(
+            &mut text,
+            &format!(
+                "{:<6}{:<6}{:<8}{:<18}{:<14}{:<14}LOADED",
+                "RANK", "NODE", "DEVICE", "STRIPES", "WEIGHTS", "KV"
+            ),
+        );
         for rank in group.plan.iter().flat_map(|plan| &plan.ranks) {
-            line(format!(
-                "{:<6}{:<6}{:<8}{:<18}{:<14}{:<14}{}",
-                rank.rank,
-                rank.node,
-                rank.device,
-                runs(&rank.stripes),
-                mebibytes(rank.weight_bytes),
-                mebibytes(rank.kv_bytes),
-                loaded(group, rank.rank)
-            ));
+            line(
+                &mut text,
+                &format!(
+                    "{:<6}{:<6}{:<8}{:<18}{:<14}{:<14}{}",
+                    rank.rank,
+                    rank.node,
+                    rank.device,
+                    runs(&rank.stripes),
+                    mebibytes(rank.weight_bytes),
+                    mebibytes(rank.kv_bytes),
+                    loaded(group, rank.rank)
+                ),
+            );
         }
     }
     text
+}
+
+pub(crate) fn models_table(status: &pb::StatusReply) -> String {
+    let mut text = String::new();
+    line(
+        &mut text,
+        &format!("{:<24}{:<18}{:<16}{:<12}CONTEXT", "MODEL", "DIGEST", "FAMILY", "PARAMETERS"),
+    );
+    for model in &status.models {
+        line(
+            &mut text,
+            &format!(
+                "{:<24}{:<18.16}{:<16}{:<12}{}",
+                model.name,
+                model.digest,
+                model.family,
+                format!("{:.2} M", model.parameters as f64 / 1e6),
+                model.context
+            ),
+        );
+    }
+    text
+}
+
+fn line(text: &mut String, content: &str) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{}", content.trim_end());
 }
 
 fn loaded(group: &pb::GroupStatus, rank: u32) -> String {
@@ -127,59 +209,122 @@ fn compute_name(compute: pb::ComputeType) -> &'static str {
     }
 }
 
-fn json(status: &pb::StatusReply) -> Value {
-    let nodes: Vec<Value> = status
-        .nodes
-        .iter()
-        .map(|n| {
-            json!({
-                "node": n.node,
-                "name": n.name,
-                "address": n.worker_address,
-                "kernels": n.kernel_class,
-                "devices": n.devices.len(),
-                "alive": n.alive,
-            })
-        })
-        .collect();
-    let groups: Vec<Value> = status.groups.iter().map(group_json).collect();
+/// Everything.
+pub(crate) fn json(status: &pb::StatusReply) -> Value {
+    let deployments = status.deployments.iter().filter_map(|one| {
+        let deployment = one.deployment.as_ref()?;
+        Some(json!({
+            "name": deployment.model,
+            "digest": deployment.digest,
+            "compute": compute_name(deployment.compute()),
+            "ranks": deployment.ranks,
+            "replicas": deployment.replicas,
+            "serving": one.serving,
+            "waiting_for": one.waiting_for,
+        }))
+    });
     json!({
         "version": status.version,
         "revision": status.revision,
-        "model": status.deployment.as_ref().map(|d| &d.model),
-        "digest": status.deployment.as_ref().map(|d| &d.digest),
-        "compute": status.deployment.as_ref().map(|d| compute_name(d.compute())),
-        "waiting_for": status.waiting_for,
-        "nodes": nodes,
-        "groups": groups,
+        "current": status.current,
+        "certificate_generation": status.generation,
+        "control": members_json(status),
+        "deployments": deployments.collect::<Vec<_>>(),
+        "models": models_json(status),
+        "nodes": nodes_json(status),
+        "groups": groups_json(status),
     })
 }
 
-fn group_json(group: &pb::GroupStatus) -> Value {
-    let ranks: Vec<Value> = group
-        .plan
-        .iter()
-        .flat_map(|plan| &plan.ranks)
-        .map(|r| {
-            let ready = group.progress.iter().any(|p| p.rank == r.rank && p.ready);
-            json!({
-                "rank": r.rank,
-                "node": r.node,
-                "device": r.device,
-                "stripes": r.stripes,
-                "weight_bytes": r.weight_bytes,
-                "kv_bytes": r.kv_bytes,
-                "ready": ready,
-            })
+pub(crate) fn members_json(status: &pb::StatusReply) -> Value {
+    let control = status.control.clone().unwrap_or_default();
+    let members = control.members.iter().map(|member| {
+        json!({
+            "node": member.node,
+            "part": member.part,
+            "matched": member.matched,
+            "active": member.active,
         })
-        .collect();
+    });
+    json!({
+        "answers": control.node,
+        "term": control.term,
+        "leader": Some(control.leader).filter(|leader| *leader > 0),
+        "commit": control.commit,
+        "applied": control.applied,
+        "last": control.last,
+        "snapshot": control.snapshot,
+        "joint": control.joint,
+        "storage_full": control.storage_full,
+        "state_hash": hexadecimal(&control.state_hash),
+        "members": members.collect::<Vec<_>>(),
+    })
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+pub(crate) fn nodes_json(status: &pb::StatusReply) -> Value {
+    let nodes = status.nodes.iter().map(|node| {
+        json!({
+            "node": node.node,
+            "name": node.name,
+            "role": node.role,
+            "address": node.worker_address,
+            "cluster_address": node.cluster_address,
+            "http_address": node.http_address,
+            "kernels": node.kernel_class,
+            "devices": node.devices.len(),
+            "state": node.standing,
+            "incarnation": node.incarnation,
+            "version": node.version,
+        })
+    });
+    Value::Array(nodes.collect())
+}
+
+pub(crate) fn models_json(status: &pb::StatusReply) -> Value {
+    let models = status.models.iter().map(|model| {
+        json!({
+            "name": model.name,
+            "digest": model.digest,
+            "family": model.family,
+            "parameters": model.parameters,
+            "context": model.context,
+        })
+    });
+    Value::Array(models.collect())
+}
+
+pub(crate) fn groups_json(status: &pb::StatusReply) -> Value {
+    Value::Array(status.groups.iter().map(group_json).collect())
+}
+
+fn group_json(group: &pb::GroupStatus) -> Value {
+    let ranks = group.plan.iter().flat_map(|plan| &plan.ranks).map(|rank| {
+        let ready = group.progress.iter().any(|one| one.rank == rank.rank && one.ready);
+        json!({
+            "rank": rank.rank,
+            "node": rank.node,
+            "device": rank.device,
+            "stripes": rank.stripes,
+            "weight_bytes": rank.weight_bytes,
+            "kv_bytes": rank.kv_bytes,
+            "ready": ready,
+        })
+    });
     json!({
         "group": group.group,
+        "deployment": group.deployment,
         "epoch": group.epoch,
         "phase": group.phase,
         "reason": group.reason,
-        "stripes": group.plan.as_ref().map(|p| p.stripes),
-        "ranks": ranks,
+        "stripes": group.plan.as_ref().map(|plan| plan.stripes),
+        "ranks": ranks.collect::<Vec<_>>(),
     })
 }
 

@@ -13,3 +13,4 @@ mod table;
 pub use plan::{
     DeviceSpec, Limits, NodeId, NodeSpec, PlanError, RankPlan, ShardPlan, Shortage, plan,
 };
+pub use table::human_bytes;

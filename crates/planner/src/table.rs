@@ -111,7 +111,7 @@ fn aligned(rows: &[Vec<String>]) -> String {
 }
 
 /// `512 B`, `1.50 KiB`, `2.00 GiB`: two decimals in the largest unit below the number, rounded.
-pub(crate) fn human_bytes(bytes: u64) -> String {
+pub fn human_bytes(bytes: u64) -> String {
     const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
     match UNITS.into_iter().find(|(_, shift)| bytes >> shift > 0) {
         None => format!("{bytes} B"),

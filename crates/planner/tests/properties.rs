@@ -96,6 +96,8 @@ fn spec() -> impl Strategy<Value = ModelSpec> {
             format: Format::Plain,
             norm_plus_one: false,
             embedding_scale: None,
+            branch_scale: None,
+            logit_scale: None,
             logit_softcap: None,
             tied,
             layers,

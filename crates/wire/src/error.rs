@@ -1,6 +1,7 @@
 //! Why a message was refused, and the checks that every conversion shares.
 
-use cluster::BadField;
+use cluster::{BadField, RestoreError};
+use model::SpecError;
 use planner::PlanError;
 
 /// A message that says what cannot be. Each names the field; none repeats its content.
@@ -56,6 +57,18 @@ pub enum WireError {
     /// A plan that contradicts itself.
     #[error("plan: {0}")]
     Plan(#[from] PlanError),
+    /// Bytes that are no message.
+    #[error("{field} is not a message of its kind")]
+    Malformed {
+        /// What they should be.
+        field: &'static str,
+    },
+    /// A model that cannot be one.
+    #[error("spec: {0}")]
+    Spec(#[from] SpecError),
+    /// A snapshot that no state can have written.
+    #[error("snapshot: {0}")]
+    Snapshot(#[from] RestoreError),
 }
 
 impl From<WireError> for tonic::Status {
@@ -82,6 +95,17 @@ pub(crate) fn finite(field: &'static str, value: f32) -> Result<f32, WireError> 
 /// A length that may be kept.
 pub(crate) fn bounded(field: &'static str, got: usize, limit: usize) -> Result<(), WireError> {
     if got <= limit { Ok(()) } else { Err(WireError::TooLong { field, got, limit }) }
+}
+
+/// An identifier of 16 bytes.
+pub(crate) fn id16(field: &'static str, value: &[u8]) -> Result<[u8; 16], WireError> {
+    value.try_into().map_err(|_| WireError::OutOfRange { field })
+}
+
+/// The value of a closed enumeration; `E` is the protocol's, whose 0 stands for none.
+pub(crate) fn known<E: TryFrom<i32>>(field: &'static str, value: i32) -> Result<E, WireError> {
+    let unknown = WireError::UnknownEnum { field, value };
+    if value == 0 { Err(unknown) } else { E::try_from(value).map_err(|_| unknown) }
 }
 
 /// A number of this process as the protocol's 32 bits. Everything that is sent so was checked

@@ -7,7 +7,7 @@ use model::{ComputeType, ModelSpec};
 use planner::{NodeId, RankPlan, ShardPlan};
 
 use crate::error::{bounded, narrow, required, size};
-use crate::{REASON_MAX, STRIPES_MAX, WireError, pb};
+use crate::{NODES_MAX, REASON_MAX, STRIPES_MAX, WireError, pb};
 
 /// An order to a worker.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +16,19 @@ pub enum Order {
     Welcome {
         /// Its number.
         node: NodeId,
+        /// Milliseconds between two heartbeats.
+        heartbeat_ms: u64,
+        /// Milliseconds of silence after which it is lost and fences itself.
+        lease_ms: u64,
+        /// Certificates of a generation before shall be replaced.
+        generation: u64,
+    },
+    /// A heartbeat was heard: the lease begins anew.
+    Lease,
+    /// Certificates before this generation shall be replaced.
+    Certificate {
+        /// The generation.
+        generation: u64,
     },
     /// Load what the plan gives this node.
     Form(Box<FormGroup>),
@@ -60,7 +73,18 @@ impl Order {
     /// The message for this order.
     pub fn to_wire(&self) -> pb::Order {
         let order = match self {
-            Self::Welcome { node } => pb::order::Order::Welcome(pb::Welcome { node: node.0 }),
+            Self::Welcome { node, heartbeat_ms, lease_ms, generation } => {
+                pb::order::Order::Welcome(pb::Welcome {
+                    node: node.0,
+                    heartbeat_ms: u32::try_from(*heartbeat_ms).unwrap_or(u32::MAX),
+                    lease_ms: u32::try_from(*lease_ms).unwrap_or(u32::MAX),
+                    generation: *generation,
+                })
+            }
+            Self::Lease => pb::order::Order::Lease(pb::Lease {}),
+            Self::Certificate { generation } => {
+                pb::order::Order::Certificate(pb::CertificateOrder { generation: *generation })
+            }
             Self::Form(form) => pb::order::Order::Form(form.to_wire()),
             Self::Retire { group, epoch, reason } => pb::order::Order::Retire(pb::RetireGroup {
                 group: group.0,
@@ -77,7 +101,21 @@ impl Order {
     /// [`WireError`] names the field that cannot be.
     pub fn from_wire(wire: pb::Order, spec: &Arc<ModelSpec>) -> Result<Self, WireError> {
         Ok(match required("order", wire.order)? {
-            pb::order::Order::Welcome(welcome) => Self::Welcome { node: NodeId(welcome.node) },
+            pb::order::Order::Welcome(welcome) => {
+                if welcome.heartbeat_ms == 0 {
+                    return Err(WireError::OutOfRange { field: "heartbeat_ms" });
+                }
+                Self::Welcome {
+                    node: NodeId(welcome.node),
+                    heartbeat_ms: welcome.heartbeat_ms.into(),
+                    lease_ms: welcome.lease_ms.into(),
+                    generation: welcome.generation,
+                }
+            }
+            pb::order::Order::Lease(pb::Lease {}) => Self::Lease,
+            pb::order::Order::Certificate(order) => {
+                Self::Certificate { generation: order.generation }
+            }
             pb::order::Order::Form(form) => Self::Form(Box::new(FormGroup::from_wire(form, spec)?)),
             pb::order::Order::Retire(retire) => {
                 bounded("reason", retire.reason.len(), REASON_MAX)?;
@@ -111,10 +149,10 @@ impl FormGroup {
     /// [`WireError`] names the field that cannot be.
     pub fn from_wire(wire: pb::FormGroup, spec: &Arc<ModelSpec>) -> Result<Self, WireError> {
         let deployment = required("deployment", wire.deployment)?;
-        let deployment = deployment_from_wire(deployment, Arc::clone(spec))?;
+        let deployment = deployment_from_wire(deployment, spec)?;
         let plan = plan_from_wire(required("plan", wire.plan)?, spec)?;
         let same_ranks = plan.ranks.len() == deployment.ranks;
-        if !same_ranks || plan.stripes != deployment.stripe_count() {
+        if !same_ranks || plan.stripes != deployment.stripe_count(spec) {
             return Err(WireError::Mismatch { field: "plan", other: "deployment" });
         }
         let nodes = plan.ranks.iter().map(|rank| rank.node.0);
@@ -164,47 +202,61 @@ pub fn compute_from_wire(value: i32) -> Result<ComputeType, WireError> {
     }
 }
 
-/// The message for a deployment. The spec stays behind: whoever receives it has the model, and the
-/// digest says that it is the same one.
+/// The message for a deployment. The digest says which model it means.
 pub fn deployment_to_wire(deployment: &Deployment) -> pb::Deployment {
     pb::Deployment {
-        model: deployment.model.clone(),
+        model: deployment.name.clone(),
         digest: deployment.digest.clone(),
         compute: compute_to_wire(deployment.compute).into(),
-        stripes: deployment.stripes.map_or(0, narrow),
+        stripes: deployment.stripes.map(narrow),
         ranks: narrow(deployment.ranks),
         kv_blocks: deployment.kv_blocks as u64,
         block_tokens: narrow(deployment.block_tokens),
         max_sequences: narrow(deployment.max_sequences),
         step_tokens: narrow(deployment.step_tokens),
         context: deployment.context as u64,
+        replicas: narrow(deployment.replicas),
+        nodes: deployment.nodes.iter().map(|node| node.0).collect(),
     }
 }
 
-/// The deployment of this message, of the model `spec`.
+/// The deployment of this message, checked for the model `spec`.
 ///
 /// # Errors
 /// [`WireError`] names the field that cannot be.
 pub fn deployment_from_wire(
     wire: pb::Deployment,
-    spec: Arc<ModelSpec>,
+    spec: &ModelSpec,
 ) -> Result<Deployment, WireError> {
-    let stripes = Some(size("stripes", wire.stripes)?).filter(|&stripes| stripes > 0);
-    let deployment = Deployment {
-        model: wire.model,
+    let deployment = wish_from_wire(wire)?;
+    deployment.check(spec)?;
+    Ok(deployment)
+}
+
+/// The same where the cluster checks it, which knows the model.
+///
+/// # Errors
+/// [`WireError`] names the field that cannot be.
+pub fn wish_from_wire(wire: pb::Deployment) -> Result<Deployment, WireError> {
+    bounded("nodes", wire.nodes.len(), NODES_MAX)?;
+    let ascending = wire.nodes.is_sorted_by(|a, b| a < b);
+    if !ascending {
+        return Err(WireError::OutOfRange { field: "nodes" });
+    }
+    Ok(Deployment {
+        name: wire.model,
         digest: wire.digest,
-        spec,
         compute: compute_from_wire(wire.compute)?,
-        stripes,
+        stripes: wire.stripes.map(|stripes| size("stripes", stripes)).transpose()?,
         ranks: size("ranks", wire.ranks)?,
+        replicas: size("replicas", wire.replicas)?,
+        nodes: wire.nodes.into_iter().map(NodeId).collect(),
         kv_blocks: size("kv_blocks", wire.kv_blocks)?,
         block_tokens: size("block_tokens", wire.block_tokens)?,
         max_sequences: size("max_sequences", wire.max_sequences)?,
         step_tokens: size("step_tokens", wire.step_tokens)?,
         context: size("context", wire.context)?,
-    };
-    deployment.check()?;
-    Ok(deployment)
+    })
 }
 
 /// The message for a plan.
@@ -225,13 +277,21 @@ pub fn plan_to_wire(plan: &ShardPlan) -> pb::ShardPlan {
 /// # Errors
 /// [`WireError`] names the field that cannot be.
 pub fn plan_from_wire(wire: pb::ShardPlan, spec: &ModelSpec) -> Result<ShardPlan, WireError> {
+    let plan = shape_from_wire(wire)?;
+    plan.check(spec)?;
+    Ok(plan)
+}
+
+/// The same where the cluster checks it, which knows the model.
+///
+/// # Errors
+/// [`WireError`] names the field that cannot be.
+pub(crate) fn shape_from_wire(wire: pb::ShardPlan) -> Result<ShardPlan, WireError> {
     bounded("ranks", wire.ranks.len(), STRIPES_MAX)?;
     let stripes = size("stripes", wire.stripes)?;
     bounded("stripes", stripes, STRIPES_MAX)?;
     let ranks = wire.ranks.into_iter().map(rank_from_wire);
-    let plan = ShardPlan { stripes, ranks: ranks.collect::<Result<_, _>>()? };
-    plan.check(spec)?;
-    Ok(plan)
+    Ok(ShardPlan { stripes, ranks: ranks.collect::<Result<_, _>>()? })
 }
 
 fn rank_from_wire(wire: pb::RankPlan) -> Result<RankPlan, WireError> {

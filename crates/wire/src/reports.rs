@@ -10,11 +10,27 @@ use crate::{REASON_MAX, WireError, pb};
 /// Most devices of one worker that are read.
 const DEVICES_MAX: usize = 1 << 10;
 
+/// Most ranks of one worker that are read.
+const HELD_MAX: usize = 1 << 12;
+
+/// A rank that a worker holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Held {
+    /// The group.
+    pub group: GroupId,
+    /// Its incarnation.
+    pub epoch: Epoch,
+    /// The rank.
+    pub rank: usize,
+    /// It has loaded and reached its peers.
+    pub ready: bool,
+}
+
 /// A report of a worker.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Report {
-    /// Always the first.
-    Join(NodeInfo),
+    /// Always the first: what the worker is, and the ranks it holds from a session before.
+    Join(NodeInfo, Vec<Held>),
     /// Still there.
     Heartbeat,
     /// How far a rank has loaded.
@@ -56,7 +72,15 @@ impl Report {
     /// The message for this report.
     pub fn to_wire(&self) -> pb::WorkerReport {
         let report = match self {
-            Self::Join(info) => Wire::Join(join_to_wire(info)),
+            Self::Join(info, held) => {
+                let held = held.iter().map(|one| pb::HeldRank {
+                    group: one.group.0,
+                    epoch: one.epoch.0,
+                    rank: narrow(one.rank),
+                    ready: one.ready,
+                });
+                Wire::Join(pb::Join { held: held.collect(), ..join_to_wire(info) })
+            }
             Self::Heartbeat => Wire::Heartbeat(pb::Heartbeat {}),
             Self::Progress { group, epoch, rank, bytes_read, bytes_total } => {
                 Wire::Progress(pb::LoadProgress {
@@ -87,7 +111,12 @@ impl Report {
     /// [`WireError`] names the field that cannot be.
     pub fn from_wire(wire: pb::WorkerReport) -> Result<Self, WireError> {
         Ok(match required("report", wire.report)? {
-            Wire::Join(join) => Self::Join(join_from_wire(join)?),
+            Wire::Join(mut join) => {
+                bounded("held", join.held.len(), HELD_MAX)?;
+                let held = std::mem::take(&mut join.held).into_iter().map(held_from_wire);
+                let held = held.collect::<Result<_, _>>()?;
+                Self::Join(join_from_wire(join)?, held)
+            }
             Wire::Heartbeat(pb::Heartbeat {}) => Self::Heartbeat,
             Wire::Progress(progress) => {
                 if progress.bytes_read > progress.bytes_total {
@@ -119,6 +148,15 @@ impl Report {
     }
 }
 
+fn held_from_wire(wire: pb::HeldRank) -> Result<Held, WireError> {
+    Ok(Held {
+        group: GroupId(wire.group),
+        epoch: Epoch(wire.epoch),
+        rank: size("rank", wire.rank)?,
+        ready: wire.ready,
+    })
+}
+
 /// The message for what a worker says of itself.
 pub fn join_to_wire(info: &NodeInfo) -> pb::Join {
     pb::Join {
@@ -129,6 +167,8 @@ pub fn join_to_wire(info: &NodeInfo) -> pb::Join {
         model_digest: info.model_digest.clone(),
         kernel_class: info.kernel_class.clone(),
         version: info.version.clone(),
+        held: Vec::new(),
+        boot: info.boot,
     }
 }
 
@@ -137,9 +177,18 @@ pub fn join_to_wire(info: &NodeInfo) -> pb::Join {
 /// # Errors
 /// [`WireError`] names the field that cannot be.
 pub fn join_from_wire(wire: pb::Join) -> Result<NodeInfo, WireError> {
+    let info = info_from_wire(wire)?;
+    info.check()?;
+    Ok(info)
+}
+
+/// The same without the cluster's own checks, for a log whose entries the cluster checks itself.
+pub(crate) fn info_from_wire(wire: pb::Join) -> Result<NodeInfo, WireError> {
     bounded("devices", wire.devices.len(), DEVICES_MAX)?;
     let devices = wire.devices.into_iter().map(device_from_wire);
-    let info = NodeInfo {
+    bounded("collective_addresses", wire.collective_addresses.len(), DEVICES_MAX)?;
+    Ok(NodeInfo {
+        boot: wire.boot,
         name: wire.name,
         worker_address: wire.worker_address,
         collective_addresses: wire.collective_addresses,
@@ -147,9 +196,7 @@ pub fn join_from_wire(wire: pb::Join) -> Result<NodeInfo, WireError> {
         model_digest: wire.model_digest,
         kernel_class: wire.kernel_class,
         version: wire.version,
-    };
-    info.check()?;
-    Ok(info)
+    })
 }
 
 /// The message for a device.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cluster::{Deployment, Epoch, GroupId, NodeInfo};
@@ -15,7 +16,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use wire::{
-    FormGroup, Generate, Order, RankAddress, Report, StepOrder, StepReport, WireError,
+    FormGroup, Generate, Held, Order, RankAddress, Report, StepOrder, StepReport, WireError,
     event_from_wire, event_to_wire, pb,
 };
 
@@ -145,8 +146,9 @@ fn step_report() -> impl Strategy<Value = StepReport> {
 
 fn node_info() -> impl Strategy<Value = NodeInfo> {
     let devices = vec((any::<u64>(), 1e-3f64..1e6), 1..4);
-    ("[a-z]{1,9}", "[a-z]{1,9}", 1u16.., devices, "[0-9a-f]{64}").prop_map(
-        |(name, host, port, devices, model_digest)| NodeInfo {
+    ("[a-z]{1,9}", "[a-z]{1,9}", 1u16.., devices, "[0-9a-f]{64}", any::<u64>()).prop_map(
+        |(name, host, port, devices, model_digest, boot)| NodeInfo {
+            boot,
             name,
             worker_address: format!("{host}:{port}"),
             collective_addresses: devices.iter().map(|_| format!("[::1]:{port}")).collect(),
@@ -168,7 +170,17 @@ fn report() -> impl Strategy<Value = Report> {
     };
     let bytes = (any::<u64>(), any::<u64>()).prop_map(|(a, b)| (a.min(b), a.max(b)));
     prop_oneof![
-        node_info().prop_map(Report::Join),
+        (node_info(), proptest::collection::vec((member(), any::<bool>()), 0..4)).prop_map(
+            |(info, held)| {
+                let held = held.into_iter().map(|((group, epoch, rank), ready)| Held {
+                    group,
+                    epoch,
+                    rank,
+                    ready,
+                });
+                Report::Join(info, held.collect())
+            }
+        ),
         Just(Report::Heartbeat),
         (member(), bytes).prop_map(|((group, epoch, rank), (bytes_read, bytes_total))| {
             Report::Progress { group, epoch, rank, bytes_read, bytes_total }
@@ -182,12 +194,13 @@ fn report() -> impl Strategy<Value = Report> {
 
 fn form(ranks: usize, compute: ComputeType, stripes: Option<usize>) -> FormGroup {
     let deployment = Deployment {
-        model: "tiny".to_owned(),
+        name: "tiny".to_owned(),
         digest: "abc123".to_owned(),
-        spec: spec(),
         compute,
         stripes,
         ranks,
+        replicas: 2,
+        nodes: BTreeSet::from([NodeId(1), NodeId(7)]),
         kv_blocks: 10,
         block_tokens: 16,
         max_sequences: 4,
@@ -214,7 +227,16 @@ fn order() -> impl Strategy<Value = Order> {
         prop_oneof![Just(ComputeType::F32), Just(ComputeType::Bf16), Just(ComputeType::Int8)];
     let stripes = prop_oneof![Just(None), Just(Some(8))];
     prop_oneof![
-        any::<u64>().prop_map(|node| Order::Welcome { node: NodeId(node) }),
+        (any::<u64>(), 1..u32::MAX, any::<u32>(), any::<u64>()).prop_map(
+            |(node, heartbeat_ms, lease_ms, generation)| Order::Welcome {
+                node: NodeId(node),
+                heartbeat_ms: heartbeat_ms.into(),
+                lease_ms: lease_ms.into(),
+                generation,
+            }
+        ),
+        Just(Order::Lease),
+        any::<u64>().prop_map(|generation| Order::Certificate { generation }),
         (1usize..=8, compute, stripes).prop_map(|(ranks, compute, stripes)| Order::Form(Box::new(
             form(ranks, compute, stripes)
         ))),

@@ -2,69 +2,36 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::pin::Pin;
+mod support;
 
-use futures::{Stream, StreamExt};
-use tokio::net::{TcpListener, TcpStream};
-use tonic::{Request, Response, Status, Streaming};
-use wire::pb::worker_server::Worker;
+use futures::StreamExt;
+use identity::{Admit, Expect, Role};
+use support::{Server, ca, node};
+use tokio::net::TcpListener;
 use wire::{pb, transport};
-
-/// Answers each step with a report whose error text is as long as the step.
-struct Echo;
-
-#[tonic::async_trait]
-impl Worker for Echo {
-    type GenerateStream = Pin<Box<dyn Stream<Item = Result<pb::GenerateEvent, Status>> + Send>>;
-    type StepsStream = Pin<Box<dyn Stream<Item = Result<pb::StepReport, Status>> + Send>>;
-
-    async fn generate(
-        &self,
-        _: Request<pb::GenerateRequest>,
-    ) -> Result<Response<Self::GenerateStream>, Status> {
-        Err(Status::unimplemented("not part of this test"))
-    }
-
-    async fn steps(
-        &self,
-        request: Request<Streaming<pb::StepPlan>>,
-    ) -> Result<Response<Self::StepsStream>, Status> {
-        let reports = request.into_inner().map(|plan| {
-            let plan = plan?;
-            let tokens = plan.entries.iter().map(|entry| entry.tokens.len()).sum();
-            let (number, error) = (plan.number, "x".repeat(tokens));
-            Ok(pb::StepReport { number, error, ..Default::default() })
-        });
-        Ok(Response::new(Box::pin(reports)))
-    }
-
-    async fn counts(
-        &self,
-        _: Request<pb::CountsRequest>,
-    ) -> Result<Response<pb::CountsReply>, Status> {
-        Ok(Response::new(pb::CountsReply::default()))
-    }
-}
 
 #[tokio::test]
 async fn nagle_is_off_on_both_sides() {
+    let ca = ca();
+    let (server, client) = (node(&ca, 1, Role::Worker), node(&ca, 2, Role::Worker));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut incoming = transport::incoming(listener);
-    let _client = TcpStream::connect(address).await.unwrap();
-    let accepted: TcpStream = incoming.next().await.unwrap().unwrap();
-    assert!(accepted.nodelay().unwrap());
-    assert!(transport::endpoint(&address.to_string()).unwrap().get_tcp_nodelay());
+    let address = listener.local_addr().unwrap().to_string();
+    let mut incoming = transport::incoming(listener, &server, Admit::nodes()).unwrap();
+    // The other side is not heard of before it has proved who it is; it waits for our first word.
+    let connecting = transport::connect(&address, Expect::Node(1), &client);
+    let accepted = async { incoming.next().await.unwrap().unwrap() };
+    tokio::select! {
+        accepted = accepted => assert!(accepted.nodelay().unwrap()),
+        _ = connecting => panic!("nobody has welcomed it"),
+    }
 }
 
 #[tokio::test]
 async fn steps_and_reports_of_every_size_pass() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let service = transport::worker_server(Echo);
-    let server = transport::server().add_service(service);
-    let server = tokio::spawn(server.serve_with_incoming(transport::incoming(listener)));
-    let mut client = transport::worker_client(transport::connect(&address).await.unwrap());
+    let ca = ca();
+    let server = Server::start(&node(&ca, 1, Role::Worker), Admit::nodes()).await;
+    let caller = node(&ca, 2, Role::Worker);
+    let mut client = server.client(Expect::Node(1), &caller).await.unwrap();
     let (orders, queue) = tokio::sync::mpsc::channel(1);
     let queue = tokio_stream::wrappers::ReceiverStream::new(queue);
     let mut reports = client.steps(queue).await.unwrap().into_inner();
@@ -82,7 +49,6 @@ async fn steps_and_reports_of_every_size_pass() {
     orders.send(plan).await.unwrap();
     assert!(reports.message().await.is_err());
     client.counts(pb::CountsRequest::default()).await.unwrap();
-    server.abort();
 }
 
 #[test]

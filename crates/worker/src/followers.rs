@@ -5,6 +5,7 @@ use std::sync::mpsc;
 
 use cluster::{Epoch, GroupId};
 use engine::Step;
+use identity::{Expect, Tls};
 use planner::NodeId;
 use tokio::sync::mpsc as channel;
 use tokio_stream::StreamExt;
@@ -19,6 +20,14 @@ use crate::rank::{Formation, StepDone};
 /// since each step meets in collectives.
 const STEPS_AHEAD: usize = 4;
 
+/// The node that leads.
+pub(crate) struct Here<'a> {
+    pub(crate) node: NodeId,
+    pub(crate) tls: &'a Tls,
+    /// Where tasks that talk to remote ranks run.
+    pub(crate) runtime: &'a tokio::runtime::Handle,
+}
+
 /// Every rank but the leader's own.
 pub(crate) struct Fanout {
     group: GroupId,
@@ -32,10 +41,9 @@ impl Fanout {
     /// Opens a stream to each remote rank. A stream that breaks fails the group.
     pub(crate) fn new(
         formation: &Formation,
-        node: NodeId,
+        &Here { node, tls, runtime }: &Here<'_>,
         local: Vec<Steps>,
         leader: mpsc::Sender<Command>,
-        runtime: &tokio::runtime::Handle,
     ) -> Self {
         let (done, mut finished) = channel::unbounded_channel::<StepDone>();
         let failed = leader.clone();
@@ -53,8 +61,9 @@ impl Fanout {
                 let (steps, outgoing) = channel::channel(STEPS_AHEAD);
                 let address = addresses[plan.rank].worker_address.clone();
                 let (leader, rank) = (leader.clone(), plan.rank);
+                let (expect, tls) = (Expect::Node(plan.node.0), tls.clone());
                 runtime.spawn(async move {
-                    let reason = stream(&address, outgoing).await;
+                    let reason = stream(&address, expect, &tls, outgoing).await;
                     let reason = format!("rank {rank}: {reason}");
                     let _ = leader.send(Command::Failed(reason));
                 });
@@ -66,24 +75,29 @@ impl Fanout {
 }
 
 /// Carries steps to one remote rank until the stream ends; returns why it did.
-async fn stream(address: &str, mut outgoing: channel::Receiver<pb::StepPlan>) -> String {
+async fn stream(
+    address: &str,
+    expect: Expect,
+    tls: &Tls,
+    mut outgoing: channel::Receiver<pb::StepPlan>,
+) -> String {
     // Nothing is opened before there is a step: by then the rank has loaded.
     let Some(first) = outgoing.recv().await else { return "not needed any more".to_owned() };
     let steps = tokio_stream::once(first).chain(ReceiverStream::new(outgoing));
-    let channel = match wire::transport::connect(address).await {
+    let channel = match wire::transport::connect(address, expect, tls).await {
         Ok(channel) => channel,
         Err(error) => return error.to_string(),
     };
     let mut client = wire::transport::worker_client(channel);
     let mut reports = match client.steps(steps).await {
         Ok(response) => response.into_inner(),
-        Err(status) => return status.message().to_owned(),
+        Err(status) => return wire::transport::reason(&status),
     };
     loop {
         match reports.next().await {
             Some(Ok(report)) if report.error.is_empty() => {}
             Some(Ok(report)) => return report.error,
-            Some(Err(status)) => return status.message().to_owned(),
+            Some(Err(status)) => return wire::transport::reason(&status),
             None => return "its step stream ended".to_owned(),
         }
     }

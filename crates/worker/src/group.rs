@@ -10,12 +10,13 @@ use collective::tcp::Endpoint;
 use compute::CpuDevice;
 use decoder::Checkpoint;
 use engine::{EngineConfig, Scheduler, Step};
+use identity::Tls;
 use model::ModelSpec;
 use planner::{NodeId, RankPlan};
 use tokio::sync::mpsc as channel;
-use wire::{FormGroup, Report};
+use wire::{FormGroup, Held, Report};
 
-use crate::followers::Fanout;
+use crate::followers::{Fanout, Here};
 use crate::leader::{Command, Leader};
 use crate::rank::{Formation, Meeting, Setup, StepDone, Stop, follow};
 
@@ -39,6 +40,8 @@ pub(crate) struct Hardware {
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
     pub(crate) spec: Arc<ModelSpec>,
     pub(crate) checkpoint: Arc<Checkpoint>,
+    /// Who this worker is.
+    pub(crate) tls: Tls,
     /// Where tasks that talk to remote ranks run.
     pub(crate) runtime: tokio::runtime::Handle,
 }
@@ -46,10 +49,22 @@ pub(crate) struct Hardware {
 /// A group as this worker hosts it.
 struct Hosted {
     epoch: Epoch,
+    /// The node of rank 0, the only one whose steps are run.
+    leads: Option<NodeId>,
     leader: Option<mpsc::Sender<Command>>,
     steps: BTreeMap<usize, Steps>,
+    /// This node's ranks, as far as their reports have passed.
+    ranks: BTreeMap<usize, Standing>,
     stop: Stop,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// Where a rank stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Forming,
+    Ready,
+    Failed,
 }
 
 /// The groups of one worker.
@@ -67,6 +82,8 @@ pub(crate) enum NoGroup {
     OtherEpoch { group: GroupId, current: Epoch, asked: Epoch },
     #[error("rank {rank} of group {} is not on this worker", group.0)]
     OtherRank { group: GroupId, rank: usize },
+    #[error("node {} does not lead group {}", caller.0, group.0)]
+    OtherLeader { group: GroupId, caller: NodeId },
 }
 
 impl Groups {
@@ -98,18 +115,23 @@ impl Groups {
         self.with(group, epoch, |h| h.leader.clone().ok_or(NoGroup::OtherRank { group, rank: 0 }))
     }
 
-    /// A rank of a group at an epoch that follows here.
+    /// A rank of a group at an epoch that follows here, for the node that leads the group.
     pub(crate) fn steps(
         &self,
         group: GroupId,
         epoch: Epoch,
         rank: usize,
+        caller: NodeId,
     ) -> Result<Steps, NoGroup> {
         let missing = NoGroup::OtherRank { group, rank };
-        self.with(group, epoch, |h| h.steps.get(&rank).cloned().ok_or(missing))
+        self.with(group, epoch, |hosted| match hosted.leads == Some(caller) {
+            true => hosted.steps.get(&rank).cloned().ok_or(missing),
+            false => Err(NoGroup::OtherLeader { group, caller }),
+        })
     }
 
-    /// Starts this node's ranks of a group; an older incarnation is ended first.
+    /// Starts this node's ranks of a group; an older incarnation is ended first. An order for an
+    /// incarnation that is hosted or over changes nothing.
     pub(crate) fn form(
         &self,
         node: NodeId,
@@ -117,18 +139,24 @@ impl Groups {
         hardware: &Hardware,
         reports: &channel::UnboundedSender<Report>,
     ) {
-        let group = formation.order.group;
-        self.retire(group);
+        let FormGroup { group, epoch, .. } = formation.order;
+        if self.lock().get(&group).is_some_and(|hosted| hosted.epoch >= epoch) {
+            return;
+        }
+        self.retire(group, epoch);
         let mut hosted = Hosted {
-            epoch: formation.order.epoch,
+            epoch,
+            leads: formation.order.plan.ranks.first().map(|rank| rank.node),
             leader: None,
             steps: BTreeMap::new(),
+            ranks: BTreeMap::new(),
             stop: Stop::default(),
             threads: Vec::new(),
         };
         let mut works: Vec<(usize, Work)> = Vec::new();
         let mut first = None;
         for setup in setups(node, formation, hardware, &hosted.stop, reports) {
+            hosted.ranks.insert(setup.rank, Standing::Forming);
             if setup.rank == 0 {
                 first = Some(setup);
                 continue;
@@ -141,7 +169,8 @@ impl Groups {
             let (commands, inbox) = mpsc::channel();
             let local = hosted.steps.values().cloned().collect();
             let runtime = hardware.runtime.clone();
-            let fanout = Fanout::new(formation, node, local, commands.clone(), &runtime);
+            let here = Here { node, tls: &hardware.tls, runtime: &runtime };
+            let fanout = Fanout::new(formation, &here, local, commands.clone());
             hosted.leader = Some(commands);
             works.push((0, Box::new(move || lead(setup, fanout, &inbox))));
         }
@@ -159,9 +188,68 @@ impl Groups {
         self.lock().insert(group, hosted);
     }
 
-    /// Ends this node's ranks of a group and waits for their threads.
-    pub(crate) fn retire(&self, group: GroupId) {
-        let hosted = self.lock().remove(&group);
+    /// Whether this incarnation of the group is here.
+    pub(crate) fn hosts(&self, group: GroupId, epoch: Epoch) -> bool {
+        self.lock().get(&group).is_some_and(|hosted| hosted.epoch == epoch)
+    }
+
+    /// Whether there is nothing here.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Every rank here that has not failed.
+    pub(crate) fn held(&self) -> Vec<Held> {
+        let hosted = self.lock();
+        let held = hosted.iter().flat_map(|(&group, one)| {
+            let ranks = one.ranks.iter().filter(|(_, standing)| **standing != Standing::Failed);
+            ranks.map(move |(&rank, &standing)| Held {
+                group,
+                epoch: one.epoch,
+                rank,
+                ready: standing == Standing::Ready,
+            })
+        });
+        held.collect()
+    }
+
+    /// Takes note of what a rank reports, so that it can be told to another leader, too.
+    pub(crate) fn note(&self, report: &Report) {
+        let (group, epoch, rank, standing) = match *report {
+            Report::Ready { group, epoch, rank } => (group, epoch, rank, Standing::Ready),
+            Report::Failed { group, epoch, rank, .. } => (group, epoch, rank, Standing::Failed),
+            _ => return,
+        };
+        let mut hosted = self.lock();
+        let one = hosted.get_mut(&group).filter(|one| one.epoch == epoch);
+        if let Some(entry) = one.and_then(|one| one.ranks.get_mut(&rank)) {
+            *entry = standing;
+        }
+    }
+
+    /// Takes note of everything that ranks have reported while there was no session; returns
+    /// what [`Groups::held`] does not say.
+    pub(crate) fn take_note(
+        &self,
+        reports: &mut channel::UnboundedReceiver<Report>,
+    ) -> Vec<Report> {
+        let mut failures = Vec::new();
+        while let Ok(report) = reports.try_recv() {
+            self.note(&report);
+            if matches!(report, Report::Failed { .. }) {
+                failures.push(report);
+            }
+        }
+        failures
+    }
+
+    /// Ends this node's ranks of a group, up to this incarnation, and waits for their threads. A
+    /// group keeps its number, so an order that came late must not end the next one.
+    pub(crate) fn retire(&self, group: GroupId, epoch: Epoch) {
+        let mut all = self.lock();
+        let due = all.get(&group).is_some_and(|hosted| hosted.epoch <= epoch);
+        let hosted = if due { all.remove(&group) } else { None };
+        drop(all);
         if let Some(hosted) = hosted {
             end(hosted);
         }
@@ -209,7 +297,8 @@ fn setups(
         links.into_iter().map(|link| Meeting::Local(Box::new(link))).collect()
     } else {
         let endpoint = |rank: &&RankPlan| Arc::clone(&hardware.endpoints[rank.device]);
-        mine.iter().map(|rank| Meeting::Tcp(endpoint(rank))).collect()
+        let tls = || hardware.tls.clone();
+        mine.iter().map(|rank| Meeting::Tcp(endpoint(rank), tls())).collect()
     };
     let setup = |(plan, meeting): (&RankPlan, Meeting)| Setup {
         rank: plan.rank,
@@ -262,3 +351,7 @@ fn run_follower(
         setup.ended(reason);
     }
 }
+
+#[cfg(test)]
+#[path = "group_tests.rs"]
+mod tests;

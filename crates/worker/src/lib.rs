@@ -8,11 +8,12 @@
 mod followers;
 mod group;
 mod leader;
+mod nodes;
 mod rank;
 mod service;
 mod session;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use collective::CollectiveError;
 use collective::tcp::Endpoint;
 use compute::{CpuDevice, KernelClass};
 use decoder::{Checkpoint, CheckpointError};
+use identity::{Admit, Peer, Role, Tls};
 use model::ModelSpec;
 use planner::DeviceSpec;
 use tokio::net::TcpListener;
@@ -35,8 +37,12 @@ use crate::session::Session;
 pub struct WorkerConfig {
     /// Its name in tables.
     pub name: String,
-    /// `host:port` of the coordinator.
-    pub coordinator: String,
+    /// `host:port` of the coordinators that are known from the start.
+    pub coordinators: Vec<String>,
+    /// `host:port` at which other nodes reach this worker; the tensor plane has the same host.
+    pub address: String,
+    /// First port of the tensor plane, one per rank; free ones where there is none.
+    pub tensor_port: Option<u16>,
     /// The model directory.
     pub directory: PathBuf,
     /// The model.
@@ -55,6 +61,12 @@ pub struct WorkerConfig {
     pub weight: f64,
     /// Release of the binary.
     pub version: String,
+    /// A number that this process drew at its start.
+    pub boot: u64,
+    /// Who this worker is.
+    pub tls: Tls,
+    /// Where its identity is kept; a renewed one goes there.
+    pub identity: PathBuf,
 }
 
 /// Why a worker ended.
@@ -72,8 +84,14 @@ pub enum WorkerError {
     /// The tensor plane cannot listen.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
-    /// The coordinator refused this worker.
-    #[error("the coordinator refused this worker: {reason}")]
+    /// The ports that its address asks for cannot be.
+    #[error("the address {0} leaves no room for the ports of the tensor plane")]
+    Address(String),
+    /// The identity is not that of a worker.
+    #[error("the identity is that of {0}, which is no worker")]
+    Identity(Peer),
+    /// The cluster refused this worker.
+    #[error("the cluster refused this worker: {reason}")]
     Refused {
         /// Its reason.
         reason: String,
@@ -89,22 +107,27 @@ pub async fn run(
     config: WorkerConfig,
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
+    if config.tls.peer().node(Role::Worker).is_none() {
+        return Err(WorkerError::Identity(config.tls.peer().clone()));
+    }
     let address = listener.local_addr()?;
     let checkpoint = Checkpoint::open(&config.directory, &config.spec)?;
     let hardware = Arc::new(hardware(&config, checkpoint, address.ip())?);
     let groups = Arc::new(Groups::default());
     let session = Session {
-        coordinator: config.coordinator.clone(),
-        join: join(&config, address, &hardware),
+        coordinators: config.coordinators.clone(),
+        info: info(&config, &hardware),
         groups: Arc::clone(&groups),
         hardware,
+        tls: config.tls.clone(),
+        identity: config.identity.clone(),
     };
     let service = wire::transport::worker_server(Service { groups });
     // Whichever of the two ends first, the other ends in order before this returns: a group must
     // not outlive its session.
     let end = shutdown.child_token();
     let server = wire::transport::server().add_service(service);
-    let incoming = wire::transport::incoming(listener);
+    let incoming = wire::transport::incoming(listener, &config.tls, Admit::nodes())?;
     let serving = async {
         let served =
             server.serve_with_incoming_shutdown(incoming, end.clone().cancelled_owned()).await;
@@ -128,28 +151,39 @@ fn hardware(
 ) -> Result<Hardware, WorkerError> {
     let mut devices = Vec::new();
     let mut endpoints = Vec::new();
-    for _ in 0..config.ranks {
+    for rank in 0..config.ranks {
         let device = CpuDevice::new(config.threads, config.kernels);
         devices.push(device.map_err(|e| WorkerError::Device(e.to_string()))?);
-        endpoints.push(Arc::new(Endpoint::bind((address, 0))?));
+        let port = match config.tensor_port {
+            Some(first) => u16::try_from(rank).ok().and_then(|rank| first.checked_add(rank)),
+            None => Some(0),
+        };
+        let port = port.ok_or_else(|| WorkerError::Address(config.address.clone()))?;
+        endpoints.push(Arc::new(Endpoint::bind((address, port))?));
     }
     Ok(Hardware {
         devices,
         endpoints,
         spec: Arc::clone(&config.spec),
         checkpoint: Arc::new(checkpoint),
+        tls: config.tls.clone(),
         runtime: tokio::runtime::Handle::current(),
     })
 }
 
-fn join(config: &WorkerConfig, address: SocketAddr, hardware: &Hardware) -> NodeInfo {
-    let meeting = hardware.endpoints.iter().map(|endpoint| endpoint.local_addr().to_string());
+/// What the cluster is told of this worker.
+fn info(config: &WorkerConfig, hardware: &Hardware) -> NodeInfo {
+    // The host as others know it, the port as it was found.
+    let host = config.address.rsplit_once(':').map_or(config.address.as_str(), |(host, _)| host);
+    let meeting =
+        hardware.endpoints.iter().map(|end| format!("{host}:{}", end.local_addr().port()));
     let memory_bytes = config.memory_bytes / config.ranks.max(1) as u64;
     let device = DeviceSpec { memory_bytes, weight: config.weight };
     let kernel_class = hardware.devices.first().map(|d| d.class().to_string());
     NodeInfo {
+        boot: config.boot,
         name: config.name.clone(),
-        worker_address: address.to_string(),
+        worker_address: config.address.clone(),
         collective_addresses: meeting.collect(),
         devices: vec![device; config.ranks],
         model_digest: config.digest.clone(),

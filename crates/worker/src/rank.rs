@@ -11,9 +11,12 @@ use collective::{AbortHandle, Collective, Link, Membership, TreeCollective};
 use compute::CpuDevice;
 use decoder::{CacheSize, Checkpoint, Decoder, LoadProgress, RankShape};
 use engine::Step;
+use identity::Tls;
 use model::ModelSpec;
 use tokio::sync::mpsc as channel;
 use wire::{FormGroup, Report};
+
+use crate::nodes::Nodes;
 
 /// How long ranks wait for each other after loading: a slow disk may take this much longer.
 const MEET: Duration = Duration::from_secs(600);
@@ -43,8 +46,8 @@ impl Formation {
 pub(crate) enum Meeting {
     /// All ranks are threads of this process.
     Local(Box<dyn Link>),
-    /// Over TCP, from the device's own endpoint.
-    Tcp(Arc<Endpoint>),
+    /// Over TCP, from the device's own endpoint, as this worker.
+    Tcp(Arc<Endpoint>, Tls),
 }
 
 /// Stops a rank's thread wherever it waits.
@@ -155,10 +158,12 @@ impl Setup {
         let meeting = self.meeting.take().ok_or("the rank has met its peers already")?;
         let link: Box<dyn Link> = match meeting {
             Meeting::Local(link) => link,
-            Meeting::Tcp(endpoint) => {
+            Meeting::Tcp(endpoint, tls) => {
                 self.stop.watch_endpoint(&endpoint);
+                let nodes = Nodes::new(plan, tls).map_err(|e| e.to_string())?;
+                let (membership, peers) = (formation.membership(), &formation.meeting);
                 let link = endpoint
-                    .connect(formation.membership(), self.rank, &formation.meeting, MEET)
+                    .connect(membership, self.rank, peers, &nodes, MEET)
                     .map_err(|e| e.to_string())?;
                 Box::new(link)
             }

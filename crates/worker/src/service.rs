@@ -6,11 +6,13 @@ use std::task::{Context, Poll};
 
 use cluster::{Epoch, GroupId};
 use engine::{Event, Rejected, SeqId};
+use identity::Role;
+use planner::NodeId;
 use tokio::sync::{mpsc as channel, oneshot};
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
-use wire::{Generate, StepOrder, StepReport, pb};
+use wire::{Generate, StepOrder, StepReport, pb, transport};
 
 use crate::group::{Groups, NoGroup};
 use crate::leader::{Command, GroupGone};
@@ -28,6 +30,7 @@ impl From<NoGroup> for Status {
     fn from(error: NoGroup) -> Self {
         match error {
             NoGroup::OtherEpoch { .. } => Status::failed_precondition(error.to_string()),
+            NoGroup::OtherLeader { .. } => Status::permission_denied(error.to_string()),
             NoGroup::Unknown(_) | NoGroup::OtherRank { .. } => {
                 Status::unavailable(error.to_string())
             }
@@ -57,6 +60,7 @@ impl pb::worker_server::Worker for Service {
         &self,
         request: Request<pb::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
+        coordinator(&request)?;
         let Generate { group, epoch, request_id, request } =
             Generate::from_wire(request.into_inner())?;
         let leader = self.groups.leader(group, epoch)?;
@@ -75,6 +79,7 @@ impl pb::worker_server::Worker for Service {
         &self,
         request: Request<Streaming<pb::StepPlan>>,
     ) -> Result<Response<Self::StepsStream>, Status> {
+        let caller = worker(&request)?;
         let mut plans = request.into_inner();
         let groups = Arc::clone(&self.groups);
         let (done, finished) = channel::unbounded_channel();
@@ -85,7 +90,7 @@ impl pb::worker_server::Worker for Service {
             loop {
                 let report = tokio::select! {
                     plan = plans.next() => match plan {
-                        Some(Ok(plan)) => match hand_over(&groups, plan, &done) {
+                        Some(Ok(plan)) => match hand_over(&groups, plan, caller, &done) {
                             Ok(order) => {
                                 origin = Some(order);
                                 continue;
@@ -114,6 +119,7 @@ impl pb::worker_server::Worker for Service {
         &self,
         request: Request<pb::CountsRequest>,
     ) -> Result<Response<pb::CountsReply>, Status> {
+        coordinator(&request)?;
         let pb::CountsRequest { group, epoch } = request.into_inner();
         let leader = self.groups.leader(GroupId(group), Epoch(epoch))?;
         let (reply, counted) = oneshot::channel();
@@ -122,6 +128,20 @@ impl pb::worker_server::Worker for Service {
         let integrity = integrity.err().unwrap_or_default();
         Ok(Response::new(wire::counts_to_wire(&counts, integrity)))
     }
+}
+
+/// Requests come from the gateways of coordinators and from nobody else.
+fn coordinator<T>(request: &Request<T>) -> Result<(), Status> {
+    let peer = transport::peer(request)?;
+    let denied = || Status::permission_denied(format!("{peer} may not ask for answers"));
+    peer.node(Role::Coordinator).map(|_| ()).ok_or_else(denied)
+}
+
+/// Steps come from the worker that leads; whether it does is known when one has come.
+fn worker<T>(request: &Request<T>) -> Result<NodeId, Status> {
+    let peer = transport::peer(request)?;
+    let denied = || Status::permission_denied(format!("{peer} may not send steps"));
+    peer.node(Role::Worker).map(NodeId).ok_or_else(denied)
 }
 
 /// Room for a whole answer, so that a slow reader never holds up the leader.
@@ -135,10 +155,11 @@ fn room(max_tokens: usize, echoed: usize) -> Result<usize, Status> {
 fn hand_over(
     groups: &Groups,
     plan: pb::StepPlan,
+    caller: NodeId,
     done: &channel::UnboundedSender<StepDone>,
 ) -> Result<(GroupId, Epoch, usize), Status> {
     let StepOrder { group, epoch, rank, step } = StepOrder::from_wire(plan)?;
-    let steps = groups.steps(group, epoch, rank)?;
+    let steps = groups.steps(group, epoch, rank, caller)?;
     steps.send((step, done.clone())).map_err(|_| gone())?;
     Ok((group, epoch, rank))
 }
@@ -187,3 +208,7 @@ impl Drop for Answer {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "service_tests.rs"]
+mod tests;

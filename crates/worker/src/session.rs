@@ -1,102 +1,183 @@
-//! The worker's session with its coordinator: join, report, obey; join again when it breaks.
+//! The worker's session with the coordinator that leads: join, report, obey; find the leader again
+//! when it breaks. What the worker holds outlives a session, as long as its lease does.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+mod lease;
+mod obey;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::NodeInfo;
-use planner::NodeId;
+use identity::{Expect, Tls};
 use tokio::sync::mpsc as channel;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use wire::{FormGroup, Order, Report, pb};
+use tonic::Status;
+use wire::{Order, Report, pb, transport};
 
+use self::lease::{Beats, Lease};
 use crate::WorkerError;
 use crate::group::{Groups, Hardware};
-use crate::rank::Formation;
 
-/// How often the worker shows that it is alive.
-const HEARTBEAT: Duration = Duration::from_millis(500);
-/// Between two attempts to reach the coordinator.
-const RETRY: Duration = Duration::from_millis(500);
+/// Between two attempts to reach a coordinator.
+const RETRY: Duration = Duration::from_millis(100);
+/// How long a coordinator may take to answer an attempt.
+const ATTEMPT: Duration = Duration::from_secs(1);
+/// How long a goodbye may take.
+const GOODBYE: Duration = Duration::from_millis(500);
+/// In the metadata of a refusal: who leads instead, as `NODE@HOST:PORT`, or that nobody does.
+const LEADER_KEY: &str = "phalanx-leader";
+const NO_LEADER: &str = "none";
 
-/// What a session works with.
+/// What sessions work with.
 pub(crate) struct Session {
-    pub(crate) coordinator: String,
-    pub(crate) join: NodeInfo,
+    /// `host:port` of the coordinators that are known from the start.
+    pub(crate) coordinators: Vec<String>,
+    pub(crate) info: NodeInfo,
     pub(crate) groups: Arc<Groups>,
     pub(crate) hardware: Arc<Hardware>,
+    pub(crate) tls: Tls,
+    /// Where the identity is kept; a fresh certificate goes there.
+    pub(crate) identity: PathBuf,
 }
 
-/// Why a session ended.
+/// Why a session ended, or did not begin.
 enum End {
     /// The coordinator cannot be reached, or the stream broke: try again.
     Broken(String),
-    /// The coordinator refused this worker: trying again would not help.
+    /// Another coordinator leads.
+    Elsewhere(String),
+    /// A coordinator answers, and nobody leads: nothing can be decided against this worker.
+    NoLeader,
+    /// The cluster refused this worker: trying again would not help.
     Refused(String),
     /// The worker is shutting down.
     Shutdown,
 }
 
 impl Session {
-    /// Keeps a session with the coordinator until shutdown or until it refuses this worker.
+    /// Keeps a session until shutdown or until the cluster refuses this worker.
     pub(crate) async fn run(&self, shutdown: &CancellationToken) -> Result<(), WorkerError> {
-        let mut told = false;
-        loop {
-            let end = tokio::select! {
-                end = self.once() => end,
-                () = shutdown.cancelled() => End::Shutdown,
-            };
-            // Without a session nobody decides about the groups: fence ourselves.
-            let groups = Arc::clone(&self.groups);
-            let _ = tokio::task::spawn_blocking(move || groups.retire_all()).await;
-            match end {
-                End::Shutdown => return Ok(()),
-                End::Refused(reason) => return Err(WorkerError::Refused { reason }),
-                End::Broken(reason) if told => tracing::debug!(reason, "no session"),
-                End::Broken(reason) => {
-                    tracing::warn!(reason, "no session with the coordinator; trying again");
-                    told = true;
+        let lease = Arc::new(Lease::default());
+        // Ranks report for as long as they live, whatever becomes of sessions.
+        let (up, mut ranks) = channel::unbounded_channel();
+        let watching = self.watch(Arc::clone(&lease));
+        let working = async {
+            let mut targets = self.coordinators.iter().cycle();
+            let mut hint = None;
+            let mut told = false;
+            loop {
+                let target = hint.take().or_else(|| targets.next().cloned()).unwrap_or_default();
+                let end = self.once(&target, &lease, (&up, &mut ranks), shutdown).await;
+                let reason = match end {
+                    End::Shutdown => return Ok(()),
+                    End::Refused(reason) => return Err(WorkerError::Refused { reason }),
+                    End::NoLeader => {
+                        lease.attested();
+                        "no coordinator leads".to_owned()
+                    }
+                    End::Elsewhere(address) => {
+                        hint = Some(address);
+                        "another coordinator leads".to_owned()
+                    }
+                    End::Broken(reason) => reason,
+                };
+                if std::mem::replace(&mut told, true) {
+                    tracing::debug!(target, reason, "no session");
+                } else {
+                    tracing::warn!(target, reason, "no session; looking for the leader");
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(RETRY) => {}
+                    () = shutdown.cancelled() => return Ok(()),
                 }
             }
-            tokio::select! {
-                () = tokio::time::sleep(RETRY) => {}
-                () = shutdown.cancelled() => return Ok(()),
+        };
+        let result = tokio::select! {
+            result = working => result,
+            () = watching => Ok(()),
+        };
+        let groups = Arc::clone(&self.groups);
+        let _ = tokio::task::spawn_blocking(move || groups.retire_all()).await;
+        result
+    }
+
+    /// Fences the worker whenever its lease has run out: somebody else may hold its ranks by then.
+    async fn watch(&self, lease: Arc<Lease>) {
+        loop {
+            tokio::time::sleep(lease.left().max(RETRY)).await;
+            if lease.left().is_zero() && !self.groups.is_empty() {
+                tracing::warn!("the lease ran out: this worker lets go of its groups");
+                let groups = Arc::clone(&self.groups);
+                let _ = tokio::task::spawn_blocking(move || groups.retire_all()).await;
             }
         }
     }
 
     /// One session from join to end.
-    async fn once(&self) -> End {
-        let channel = match wire::transport::connect(&self.coordinator).await {
-            Ok(channel) => channel,
-            Err(error) => return End::Broken(error.to_string()),
+    async fn once(
+        &self,
+        target: &str,
+        lease: &Lease,
+        (up, ranks): (&channel::UnboundedSender<Report>, &mut channel::UnboundedReceiver<Report>),
+        shutdown: &CancellationToken,
+    ) -> End {
+        let connecting = transport::connect(target, Expect::AnyCoordinator, &self.tls);
+        let channel = match tokio::time::timeout(ATTEMPT, connecting).await {
+            Ok(Ok(channel)) => channel,
+            Ok(Err(error)) => return End::Broken(error.to_string()),
+            Err(_) => return End::Broken("it does not answer".to_owned()),
         };
-        let mut client = wire::transport::coordinator_client(channel);
+        let mut client = transport::coordinator_client(channel.clone());
         let (reports, outgoing) = channel::channel(256);
+        let failures = self.groups.take_note(ranks);
+        let join = Report::Join(self.info.clone(), self.groups.held());
         // The channel is empty and its other end is held here, so this cannot fail.
-        let _ = reports.try_send(Report::Join(self.join.clone()).to_wire());
-        let mut orders = match client.session(ReceiverStream::new(outgoing)).await {
-            Ok(response) => response.into_inner(),
-            Err(status) => return end_of(&status),
+        let _ = reports.try_send(join.to_wire());
+        let opening = client.session(ReceiverStream::new(outgoing));
+        let mut orders = match tokio::time::timeout(ATTEMPT, opening).await {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return end_of(&status),
+            Err(_) => return End::Broken("it does not answer".to_owned()),
         };
-        let (up, mut ranks) = channel::unbounded_channel::<Report>();
-        // Beside the loop below: an order may take long to obey, which is not silence.
-        let mut beating = tokio::task::JoinSet::new();
-        beating.spawn(beat(reports.clone()));
-        let mut node = None;
+        for failure in failures {
+            if reports.send(failure.to_wire()).await.is_err() {
+                return End::Broken("the session's stream closed".to_owned());
+            }
+        }
+        let mut beats = Beats::new();
         loop {
             let report = tokio::select! {
                 order = orders.next() => match order {
-                    Some(Ok(order)) => match self.obey(order, &mut node, &up).await {
-                        Ok(()) => continue,
-                        Err(reason) => return End::Refused(reason),
-                    },
+                    Some(Ok(order)) => {
+                        let obeyed = self.order(order, lease, &mut beats, up, &channel);
+                        match obeyed.await {
+                            Ok(()) => continue,
+                            Err(reason) => return End::Refused(reason),
+                        }
+                    }
                     Some(Err(status)) => return end_of(&status),
                     None => return End::Broken("the coordinator ended the session".to_owned()),
                 },
-                Some(report) = ranks.recv() => report,
+                Some(report) = ranks.recv() => {
+                    self.groups.note(&report);
+                    report
+                }
+                () = beats.next() => {
+                    if beats.unanswered() {
+                        return End::Broken("its heartbeats go unanswered".to_owned());
+                    }
+                    Report::Heartbeat
+                }
+                () = shutdown.cancelled() => {
+                    // Closing our half says goodbye; the other half closes when it was heard.
+                    drop(reports);
+                    let heard = async { while let Some(Ok(_)) = orders.next().await {} };
+                    let _ = tokio::time::timeout(GOODBYE, heard).await;
+                    return End::Shutdown;
+                }
             };
             if reports.send(report.to_wire()).await.is_err() {
                 return End::Broken("the session's stream closed".to_owned());
@@ -104,79 +185,67 @@ impl Session {
         }
     }
 
-    async fn obey(
+    async fn order(
         &self,
         order: pb::Order,
-        node: &mut Option<NodeId>,
+        lease: &Lease,
+        beats: &mut Beats,
         up: &channel::UnboundedSender<Report>,
+        channel: &tonic::transport::Channel,
     ) -> Result<(), String> {
         let order = Order::from_wire(order, &self.hardware.spec).map_err(|e| e.to_string())?;
         match order {
-            Order::Welcome { node: number } => {
-                tracing::info!(node = number.0, "joined the cluster");
-                *node = Some(number);
-                Ok(())
+            Order::Welcome { node, heartbeat_ms, lease_ms, generation } => {
+                tracing::info!(node = node.0, "joined the cluster");
+                let began = beats.start(Duration::from_millis(heartbeat_ms), lease_ms);
+                lease.granted(began, Duration::from_millis(lease_ms));
+                self.renew(generation, channel);
             }
-            Order::Form(form) => {
-                let node = node.ok_or("a group was ordered before a welcome")?;
-                let FormGroup { group, epoch, .. } = *form;
-                tracing::info!(group = group.0, epoch = epoch.0, "forming a group");
-                let mine = form.plan.ranks.iter().find(|r| r.node == node).map_or(0, |r| r.rank);
-                let formation = match formation(*form, node, self.hardware.devices.len()) {
-                    Ok(formation) => formation,
-                    Err(reason) => {
-                        // Another plan may do: the group fails, not the worker.
-                        tracing::error!(group = group.0, epoch = epoch.0, reason, "cannot form");
-                        let _ = up.send(Report::Failed { group, epoch, rank: mine, reason });
-                        return Ok(());
-                    }
-                };
-                let (groups, hardware) = (Arc::clone(&self.groups), Arc::clone(&self.hardware));
-                let up = up.clone();
-                let form = move || groups.form(node, &Arc::new(formation), &hardware, &up);
-                tokio::task::spawn_blocking(form).await.map_err(|e| e.to_string())
+            Order::Lease => {
+                if let Some(sent) = beats.answered() {
+                    lease.renewed(sent);
+                }
             }
-            Order::Retire { group, epoch, reason } => {
-                tracing::warn!(group = group.0, epoch = epoch.0, reason, "the group is retired");
-                let groups = Arc::clone(&self.groups);
-                let retire = move || groups.retire(group);
-                tokio::task::spawn_blocking(retire).await.map_err(|e| e.to_string())
-            }
+            Order::Certificate { generation } => self.renew(generation, channel),
+            Order::Form(form) => self.form(*form, up).await?,
+            Order::Retire { group, epoch, reason } => self.retire(group, epoch, reason).await?,
         }
+        Ok(())
     }
 }
 
-/// Shows that the worker is alive until the session ends.
-async fn beat(reports: channel::Sender<pb::WorkerReport>) {
-    let mut interval = tokio::time::interval(HEARTBEAT);
-    loop {
-        interval.tick().await;
-        if reports.send(Report::Heartbeat.to_wire()).await.is_err() {
-            return;
-        }
+fn end_of(status: &Status) -> End {
+    let reason = transport::reason(status);
+    if let Some(hint) = status.metadata().get(LEADER_KEY).and_then(|hint| hint.to_str().ok()) {
+        return match hint.split_once('@') {
+            Some((_, address)) if !address.is_empty() => End::Elsewhere(address.to_owned()),
+            None if hint == NO_LEADER => End::NoLeader,
+            _ => End::Broken(reason),
+        };
     }
-}
-
-fn end_of(status: &tonic::Status) -> End {
-    let reason = status.message().to_owned();
     match status.code() {
-        tonic::Code::FailedPrecondition | tonic::Code::InvalidArgument => End::Refused(reason),
+        tonic::Code::FailedPrecondition
+        | tonic::Code::InvalidArgument
+        | tonic::Code::PermissionDenied => End::Refused(reason),
         _ => End::Broken(reason),
     }
 }
 
-/// Checks an order to form a group against the devices this worker has.
-fn formation(order: FormGroup, node: NodeId, devices: usize) -> Result<Formation, String> {
-    let absent = order.plan.ranks.iter().find(|r| r.node == node && r.device >= devices);
-    if let Some(rank) = absent {
-        return Err(format!("rank {} is planned on device {}", rank.rank, rank.device));
-    }
-    let addresses = order.addresses.iter().map(|a| resolve(&a.collective_address));
-    let meeting = addresses.collect::<Result<_, _>>()?;
-    Ok(Formation { order, meeting })
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn resolve(address: &str) -> Result<SocketAddr, String> {
-    let mut found = address.to_socket_addrs().map_err(|e| format!("{address}: {e}"))?;
-    found.next().ok_or_else(|| format!("{address} has no address"))
+    #[test]
+    fn a_refusal_says_where_to_go() {
+        let hinted = |hint: &'static str| {
+            let mut status = Status::unavailable("this coordinator does not lead");
+            status.metadata_mut().insert(LEADER_KEY, hint.parse().expect("ASCII"));
+            end_of(&status)
+        };
+        assert!(matches!(hinted("3@host:1"), End::Elsewhere(to) if to == "host:1"));
+        assert!(matches!(hinted("none"), End::NoLeader));
+        assert!(matches!(hinted("3@"), End::Broken(_)));
+        assert!(matches!(end_of(&Status::failed_precondition("x")), End::Refused(_)));
+        assert!(matches!(end_of(&Status::unavailable("x")), End::Broken(_)));
+    }
 }

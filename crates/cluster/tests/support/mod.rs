@@ -1,10 +1,14 @@
-//! A small deployment, nodes, and a picture of the state.
+//! A small model, deployments of it, nodes, and a picture of the state.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use cluster::{ClusterState, Command, Deployment, NodeInfo};
+use cluster::{
+    ClusterState, Command, Deployment, Event, Model, NodeInfo, Observation, Proposal, Rejected,
+    Role, TokenId, reconcile, waiting_for,
+};
 use model::{ComputeType, ModelSpec};
 use planner::{DeviceSpec, NodeId, NodeSpec, ShardPlan, plan};
 
@@ -18,14 +22,21 @@ pub fn spec() -> ModelSpec {
     .expect("a Llama config")
 }
 
+pub const DIGEST: &str = "abc123";
+
+pub fn model() -> Model {
+    Model { name: "tiny".to_owned(), digest: DIGEST.to_owned(), spec: Arc::new(spec()) }
+}
+
 pub fn deployment(ranks: usize) -> Deployment {
     Deployment {
-        model: "tiny".to_owned(),
-        digest: "abc123".to_owned(),
-        spec: Arc::new(spec()),
+        name: "tiny".to_owned(),
+        digest: DIGEST.to_owned(),
         compute: ComputeType::F32,
         stripes: Some(8),
         ranks,
+        replicas: 1,
+        nodes: BTreeSet::new(),
         kv_blocks: 16,
         block_tokens: 16,
         max_sequences: 4,
@@ -34,20 +45,26 @@ pub fn deployment(ranks: usize) -> Deployment {
     }
 }
 
-/// A node whose addresses carry `number`.
+/// The first process of a worker whose addresses carry `number`.
 pub fn node(number: u64, devices: usize) -> NodeInfo {
     let device = DeviceSpec { memory_bytes: 64 << 20, weight: 1.0 };
     NodeInfo {
+        boot: 1,
         name: format!("w{number}"),
         worker_address: format!("host-{number}:9000"),
         collective_addresses: (0..devices)
             .map(|device| format!("host-{number}:{}", 9100 + device))
             .collect(),
         devices: vec![device; devices],
-        model_digest: "abc123".to_owned(),
+        model_digest: DIGEST.to_owned(),
         kernel_class: "avx2".to_owned(),
         version: "0.0.0".to_owned(),
     }
+}
+
+/// Another process on the same machine.
+pub fn restarted(number: u64, boot: u64) -> NodeInfo {
+    NodeInfo { boot, ..node(number, 1) }
 }
 
 /// The planner's plan for as many ranks as `ids`, moved to those nodes, sensible or not.
@@ -69,52 +86,104 @@ pub fn plan_on(ids: &[u64]) -> ShardPlan {
     plan
 }
 
-/// Applies at the next index and checks every invariant; a refusal must leave no trace.
+pub fn enrol(token: u8, uses_max: u32, role: Role, name: &str) -> Command {
+    let (token, name) = (TokenId([token; 16]), name.to_owned());
+    Command::Enrol { token, uses_max, expires: 1_000_000, now: 900_000, role, name }
+}
+
+/// Applies at the next index and checks every invariant; a refusal must leave no trace but the
+/// outcome of its request, and the state must survive being written down.
 pub fn apply(
     state: &mut ClusterState,
-    command: Command,
-) -> Result<Vec<cluster::Event>, cluster::Rejected> {
+    proposal: impl Into<Proposal>,
+) -> Result<Vec<Event>, Rejected> {
+    let proposal = proposal.into();
     let before = state.clone();
-    let result = state.apply(before.index() + 1, command);
-    if result.is_err() {
-        assert_eq!(before, *state, "a refused command changed the state");
+    let request = proposal.request;
+    let repeated = request.is_some_and(|id| before.outcome(&id).is_some());
+    let result = state.apply(before.index() + 1, proposal);
+    if result.is_err() || repeated {
+        assert_eq!((before.index(), before.revision()), (state.index(), state.revision()));
+        let mut trace = state.snapshot();
+        trace.outcomes.retain(|(id, _)| repeated || Some(*id) != request);
+        assert_eq!(before.snapshot(), trace, "a refused command changed the state");
     } else {
         assert_eq!(state.revision(), before.revision() + 1);
     }
     state.check_integrity().unwrap();
+    assert_eq!(ClusterState::restore(state.snapshot()).as_ref(), Ok(&*state));
     result
 }
 
-/// A state with the deployment and `nodes` one-device nodes, numbered from 1.
+/// A new node that has joined as the worker `number`.
+pub fn join(state: &mut ClusterState, number: u64, devices: usize) -> NodeId {
+    let events = apply(state, enrol(7, u32::MAX, Role::Worker, &format!("w{number}"))).unwrap();
+    let [Event::NodeEnrolled { node: id }] = events[..] else { panic!("{events:?}") };
+    apply(state, Command::Join { node: id, info: node(number, devices) }).unwrap();
+    id
+}
+
+/// A state with the model, the deployment and `nodes` one-device nodes, numbered from 1.
 pub fn joined(ranks: usize, nodes: u64) -> ClusterState {
     let mut state = ClusterState::new();
+    apply(&mut state, Command::RegisterModel(model())).unwrap();
     apply(&mut state, Command::Deploy(deployment(ranks))).unwrap();
     for number in 1..=nodes {
-        apply(&mut state, Command::Join(node(number, 1))).unwrap();
+        join(&mut state, number, 1);
     }
     state
 }
 
-/// Nodes, groups and what is waited for, one line each.
+/// Applies what reconciliation wants of a leader that sees all.
+pub fn settle(state: &mut ClusterState) {
+    for command in reconcile(state, &Observation::default()) {
+        apply(state, command).unwrap();
+    }
+    assert_eq!(reconcile(state, &Observation::default()), [], "reconcile does not settle");
+}
+
+/// Every live group's ranks report ready.
+pub fn ready(state: &mut ClusterState) {
+    let live: Vec<_> = state.groups().iter().filter(|(_, group)| group.live()).collect();
+    let ranks = live.iter().flat_map(|(id, group)| {
+        let (group_id, epoch) = (**id, group.epoch);
+        (0..group.plan.ranks.len()).map(move |rank| Command::RankReady {
+            group: group_id,
+            epoch,
+            rank,
+        })
+    });
+    for command in ranks.collect::<Vec<_>>() {
+        apply(state, command).unwrap();
+    }
+}
+
+/// Nodes, groups, and of each deployment its routes and what is waited for, one line each.
 pub fn picture(state: &ClusterState) -> String {
     let mut text = String::new();
     for (id, node) in state.nodes() {
-        let alive = if node.alive { "alive" } else { "lost" };
-        text += &format!("node {} {} {alive}\n", id.0, node.info.name);
+        let draining = if node.draining { ", draining" } else { "" };
+        text += &format!("node {} {} {:?}{draining}", id.0, node.name, node.standing);
+        text += &format!(" incarnation {}\n", node.incarnation);
     }
     for (id, group) in state.groups() {
         let ranks: Vec<String> =
             group.plan.ranks.iter().map(|r| format!("{}@{}", r.stripes.len(), r.node.0)).collect();
-        text += &format!("group {id} epoch {} {} [{}]", group.epoch, group.phase, ranks.join(" "));
-        text += &format!(" ready {}", group.ready.len());
+        text += &format!("group {id} {} epoch {} ", group.deployment, group.epoch);
+        text += &format!("{} [{}] ready {}", group.phase, ranks.join(" "), group.ready.len());
         if !group.reason.is_empty() {
             text += &format!(" ({})", group.reason);
         }
         text += "\n";
     }
-    match state.route("tiny") {
-        Some(route) => text += &format!("route {}\n", route.leader_address),
-        None => text += &format!("{}\n", cluster::waiting_for(state).unwrap()),
+    for name in state.deployments().keys() {
+        for route in state.routes(name) {
+            text += &format!("{name} -> group {} epoch {}", route.group, route.epoch);
+            text += &format!(" on node {} at {}\n", route.leader.0, route.leader_address);
+        }
+        if let Some(why) = waiting_for(state, name) {
+            text += &format!("{name} waits: {why}\n");
+        }
     }
     text
 }

@@ -1,4 +1,8 @@
 //! How two ranks agree that a connection joins them.
+//!
+//! TLS comes first: neither side reads a byte of these messages from anybody but a node of the
+//! group, and the dialler from nobody but the very node it looks for. Which of that node's ranks
+//! has dialled is what the messages say; the acceptor holds it against the certificate.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -7,6 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustls::{ClientConnection, ServerConnection, Stream};
+
+use super::secure::{Secure, Secured};
 use crate::frame::{Membership, field};
 use crate::link::CollectiveError;
 
@@ -51,6 +58,8 @@ enum Step {
     OtherShape = 5,
     /// Acceptor: your rank is connected already.
     Taken = 6,
+    /// Acceptor: your certificate is not that of the node which holds your rank.
+    OtherNode = 7,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,8 +98,8 @@ impl Message {
     }
 
     fn decode(bytes: &[u8; MESSAGE_BYTES]) -> Option<Self> {
-        use Step::{Hello, OtherEpoch, OtherShape, Ready, Taken, Welcome};
-        let steps = [Hello, Welcome, Ready, OtherEpoch, OtherShape, Taken];
+        use Step::{Hello, OtherEpoch, OtherNode, OtherShape, Ready, Taken, Welcome};
+        let steps = [Hello, Welcome, Ready, OtherEpoch, OtherShape, Taken, OtherNode];
         let step = steps.into_iter().find(|&step| step as u8 == bytes[6])?;
         let known = u32::from_le_bytes(field(bytes, 0)) == MAGIC
             && u16::from_le_bytes(field(bytes, 4)) == VERSION
@@ -112,6 +121,7 @@ impl Message {
 /// Someone who connected and has not yet proved to be a member. Its stream never blocks.
 pub(super) struct Applicant {
     stream: TcpStream,
+    tls: ServerConnection,
     until: Instant,
     bytes: [u8; MESSAGE_BYTES],
     filled: usize,
@@ -129,21 +139,24 @@ pub(super) enum Progress {
 }
 
 impl Applicant {
-    pub(super) fn new(stream: TcpStream) -> io::Result<Self> {
+    pub(super) fn new(stream: TcpStream, tls: ServerConnection) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
         let until = Instant::now() + PATIENCE;
-        Ok(Self { stream, until, bytes: [0; MESSAGE_BYTES], filled: 0, welcomed: None })
+        Ok(Self { stream, tls, until, bytes: [0; MESSAGE_BYTES], filled: 0, welcomed: None })
     }
 
     /// Reads what has come and answers it. Never blocks.
     pub(super) fn advance(
         &mut self,
         group: &Group,
-        members: &BTreeMap<usize, TcpStream>,
+        members: &BTreeMap<usize, Secured>,
+        secure: &dyn Secure,
     ) -> Progress {
         loop {
-            match self.stream.read(&mut self.bytes[self.filled..]) {
+            // The handshake goes on by itself until there is something to read.
+            let mut stream = Stream::new(&mut self.tls, &mut self.stream);
+            match stream.read(&mut self.bytes[self.filled..]) {
                 Ok(0) => return Progress::Gone,
                 Ok(count) => self.filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -160,9 +173,14 @@ impl Applicant {
             let Some(message) = Message::decode(&self.bytes) else { return Progress::Gone };
             match self.welcomed {
                 None => {
-                    let answer = verdict(&message, group, members);
+                    let shown = self.tls.peer_certificates().and_then(|shown| shown.first());
+                    let holds =
+                        |rank| shown.is_some_and(|certificate| secure.holds(certificate, rank));
+                    let answer = verdict(&message, group, members, &holds);
                     let reply = Message::new(answer, group, message.from as usize).encode();
-                    let sent = self.stream.write(&reply).is_ok_and(|n| n == MESSAGE_BYTES);
+                    let mut stream = Stream::new(&mut self.tls, &mut self.stream);
+                    let sent = stream.write(&reply).is_ok_and(|n| n == MESSAGE_BYTES)
+                        && stream.flush().is_ok();
                     if answer != Step::Welcome || !sent {
                         return Progress::Gone;
                     }
@@ -181,10 +199,10 @@ impl Applicant {
         }
     }
 
-    /// The stream of a member, blocking again.
-    pub(super) fn into_stream(self) -> Option<TcpStream> {
+    /// The connection of a member, blocking again.
+    pub(super) fn into_secured(self) -> Option<Secured> {
         self.stream.set_nonblocking(false).ok()?;
-        Some(self.stream)
+        Some(Secured { stream: self.stream, tls: self.tls.into() })
     }
 }
 
@@ -193,12 +211,19 @@ fn hello_of(group: &Group, peer: usize) -> Message {
     Message::new(Step::Hello, &Group { rank: peer, ..*group }, group.rank)
 }
 
-fn verdict(message: &Message, group: &Group, members: &BTreeMap<usize, TcpStream>) -> Step {
+fn verdict(
+    message: &Message,
+    group: &Group,
+    members: &BTreeMap<usize, Secured>,
+    holds: &dyn Fn(usize) -> bool,
+) -> Step {
     let from = message.from as usize;
     if message.membership != group.membership {
         Step::OtherEpoch
     } else if *message != hello_of(group, from) || from <= group.rank || from >= group.size {
         Step::OtherShape
+    } else if !holds(from) {
+        Step::OtherNode
     } else if members.contains_key(&from) {
         Step::Taken
     } else {
@@ -216,7 +241,8 @@ pub(super) fn dial(
     address: SocketAddr,
     deadline: Instant,
     stop: &AtomicBool,
-) -> Result<TcpStream, Option<CollectiveError>> {
+    secure: &dyn Secure,
+) -> Result<Secured, Option<CollectiveError>> {
     let mut pause = Duration::from_millis(2);
     let mut reason = None;
     loop {
@@ -225,9 +251,12 @@ pub(super) fn dial(
             return Err(reason);
         }
         let stream = TcpStream::connect_timeout(&address, left.min(ATTEMPT));
-        let answer = stream.and_then(|stream| introduce(stream, group, peer, deadline, stop));
+        let answer = stream.and_then(|stream| {
+            let tls = secure.dial(peer).map_err(io::Error::other)?;
+            introduce(stream, tls, group, peer, deadline, stop)
+        });
         match answer {
-            Ok((stream, Step::Welcome, _)) => return Ok(stream),
+            Ok((secured, Step::Welcome, _)) => return Ok(secured),
             Ok((_, step, theirs)) => {
                 let error = refusal(group, peer, step, theirs);
                 if theirs.group == group.membership.group && theirs.epoch > group.membership.epoch {
@@ -236,8 +265,15 @@ pub(super) fn dial(
                 }
                 reason = Some(error);
             }
-            // Not there yet, or lost in between.
-            Err(_) => {}
+            // A peer that is not as far yet may know another group's nodes, so that one tries
+            // again.
+            Err(error) => {
+                reason = match distrust(&error) {
+                    Some(reason) => Some(CollectiveError::Refused { peer, reason }),
+                    // Not there yet, or lost in between.
+                    None => reason,
+                }
+            }
         }
         thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
         pause = (pause * 2).min(LONGEST_PAUSE);
@@ -250,34 +286,63 @@ fn refusal(group: &Group, peer: usize, step: Step, theirs: Membership) -> Collec
             CollectiveError::WrongEpoch { peer, expected: group.membership, got: theirs }
         }
         Step::Taken => CollectiveError::Refused { peer, reason: "its rank is connected already" },
+        Step::OtherNode => {
+            CollectiveError::Refused { peer, reason: "our certificate is not that of our rank" }
+        }
         _ => CollectiveError::Refused { peer, reason: "it knows a group of another shape" },
     }
 }
 
-/// Says hello, waits for the answer and, if welcome, says ready.
-fn introduce(
-    mut stream: TcpStream,
-    group: &Group,
-    peer: usize,
-    deadline: Instant,
+/// What is wrong between two nodes' certificates, if that is why a connection failed.
+fn distrust(error: &io::Error) -> Option<&'static str> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::AlertReceived(_) => Some("it refused our certificate"),
+        rustls::Error::InvalidCertificate(_) => Some("its certificate is not that of its node"),
+        _ => Some("it does not speak TLS as we do"),
+    }
+}
+
+/// Repeats what may run into the stream's timeout, until it is done, `until`, or `stop`.
+fn patiently<T>(
+    until: Instant,
     stop: &AtomicBool,
-) -> io::Result<(TcpStream, Step, Membership)> {
-    let until = deadline.min(Instant::now() + ATTEMPT);
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(GLANCE))?;
-    stream.write_all(&Message::new(Step::Hello, group, peer).encode())?;
-    let mut bytes = [0; MESSAGE_BYTES];
-    let mut filled = 0;
-    while filled < MESSAGE_BYTES {
-        match stream.read(&mut bytes[filled..]) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => filled += count,
+    mut attempt: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    loop {
+        match attempt() {
             Err(error) if is_pause(error.kind()) => {
                 if Instant::now() >= until || stop.load(Ordering::SeqCst) {
                     return Err(io::ErrorKind::TimedOut.into());
                 }
             }
-            Err(error) => return Err(error),
+            result => return result,
+        }
+    }
+}
+
+/// Shakes hands, says hello, waits for the answer and, if welcome, says ready.
+fn introduce(
+    mut stream: TcpStream,
+    mut tls: ClientConnection,
+    group: &Group,
+    peer: usize,
+    deadline: Instant,
+    stop: &AtomicBool,
+) -> io::Result<(Secured, Step, Membership)> {
+    let until = deadline.min(Instant::now() + ATTEMPT);
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(GLANCE))?;
+    while tls.is_handshaking() {
+        patiently(until, stop, || tls.complete_io(&mut stream))?;
+    }
+    say(&mut tls, &mut stream, &Message::new(Step::Hello, group, peer))?;
+    let mut bytes = [0; MESSAGE_BYTES];
+    let mut filled = 0;
+    while filled < MESSAGE_BYTES {
+        let into = &mut bytes[filled..];
+        match patiently(until, stop, || Stream::new(&mut tls, &mut stream).read(into))? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => filled += count,
         }
     }
     let answer = Message::decode(&bytes).ok_or(io::ErrorKind::InvalidData)?;
@@ -291,9 +356,16 @@ fn introduce(
         if answer != expected {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        stream.write_all(&Message::new(Step::Ready, group, peer).encode())?;
+        say(&mut tls, &mut stream, &Message::new(Step::Ready, group, peer))?;
     }
-    Ok((stream, answer.step, answer.membership))
+    Ok((Secured { stream, tls: tls.into() }, answer.step, answer.membership))
+}
+
+/// Writes a message; the stream has no timeout for writing, and room for one.
+fn say(tls: &mut ClientConnection, stream: &mut TcpStream, message: &Message) -> io::Result<()> {
+    let mut stream = Stream::new(tls, stream);
+    stream.write_all(&message.encode())?;
+    stream.flush()
 }
 
 /// Whether a read or write merely ran into its timeout or was interrupted.

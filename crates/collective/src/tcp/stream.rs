@@ -1,16 +1,18 @@
 //! A link over established connections.
 //!
 //! A receive reads in the calling thread, straight from the socket: one wake-up per frame. A small
-//! frame is written by the caller as well, for it fits the socket's buffer. A large one, or what
-//! the buffer did not take, goes to a writer thread of that peer, so that two ranks which send to
-//! each other at the same time cannot block each other. An idle link costs nothing; a receive that
-//! has to wait looks now and then whether another peer has died, for then its frame may never come.
+//! frame is sealed and written by the caller as well, for it fits the socket's buffer. A large one,
+//! or what the buffer did not take, goes to a writer thread of that peer, so that two ranks which
+//! send to each other at the same time cannot block each other. An idle link costs nothing; a
+//! receive that has to wait looks now and then whether another peer has died, for then its frame
+//! may never come.
 //!
-//! A link that is dropped in order says goodbye ([`GOODBYE`]) before it closes. A connection that
-//! ends without it means a process that died or a link that was aborted.
+//! A link that is dropped in order says goodbye ([`GOODBYE`]), and TLS that nothing follows, before
+//! it closes. A connection that ends without either means a process that died or a link that was
+//! aborted.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, Read, Write};
+use std::io::{self, Read as _, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,6 +20,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::handshake::is_pause;
+use super::secure::{Cipher, Reader, Secured};
 use crate::frame::{
     FrameHeader, HEADER_BYTES, Kind, Membership, decode_values, encode_frame, field,
 };
@@ -28,6 +31,11 @@ use crate::link::{
 
 /// Frames up to this many bytes are written by the caller.
 const INLINE_BYTES: usize = 64 * 1024;
+
+/// Bytes of a large frame that are sealed and written at a time: enough to keep the socket busy,
+/// and
+/// little enough not to keep a receive from the lock for long.
+const SEAL_BYTES: usize = 64 * 1024;
 
 /// How long a write may block before the caller leaves the rest to the writer thread.
 const WRITE_SLICE: Duration = Duration::from_millis(10);
@@ -67,12 +75,15 @@ pub struct TcpLink {
 
 /// What this thread needs of one connection.
 struct Peer {
-    stream: TcpStream,
+    reader: Reader,
+    cipher: Arc<Cipher>,
     /// The frame that is being received.
     incoming: Vec<u8>,
     /// Bytes of later frames, read while looking whether the peer has died; empty as a rule.
     ahead: VecDeque<u8>,
     outgoing: Vec<u8>,
+    /// Its ciphertext.
+    sealed: Vec<u8>,
     outbox: Arc<Outbox>,
 }
 
@@ -93,13 +104,24 @@ impl Abort for Shared {
 /// Encoded frames that wait for one peer's writer thread.
 struct Outbox {
     stream: TcpStream,
+    cipher: Arc<Cipher>,
     state: Mutex<OutState>,
     changed: Condvar,
 }
 
+/// What a writer thread can be given.
+enum Item {
+    /// An encoded frame.
+    Frame(Vec<u8>),
+    /// Ciphertext that the caller could not write whole.
+    Sealed(Vec<u8>),
+    /// The link ends here, in order.
+    Goodbye,
+}
+
 #[derive(Default)]
 struct OutState {
-    queue: VecDeque<Vec<u8>>,
+    queue: VecDeque<Item>,
     /// Buffers that came free, for the next frames.
     spare: Vec<Vec<u8>>,
     /// The writer is busy with a frame that it has taken from the queue.
@@ -143,26 +165,35 @@ impl Outbox {
 
     /// The writer thread: frames in order until told to finish or the connection fails.
     fn run(&self) {
-        while let Some(frame) = self.next_frame() {
-            let written = self.write(&frame);
+        let mut sealed = Vec::new();
+        while let Some(item) = self.next() {
+            let (written, spare) = match item {
+                Item::Frame(frame) => (self.write_frame(&frame, &mut sealed), Some(frame)),
+                Item::Sealed(sealed) => (self.write(&sealed), Some(sealed)),
+                Item::Goodbye => {
+                    sealed.clear();
+                    let last = self.cipher.seal_last(&GOODBYE, &mut sealed);
+                    (last.is_ok() && self.write(&sealed), None)
+                }
+            };
             let mut state = self.lock();
             state.writing = false;
             state.closed |= !written;
-            state.spare.push(frame);
+            state.spare.extend(spare);
             drop(state);
             self.changed.notify_all();
         }
     }
 
-    fn next_frame(&self) -> Option<Vec<u8>> {
+    fn next(&self) -> Option<Item> {
         let mut state = self.lock();
         loop {
             if state.closed {
                 return None;
             }
-            if let Some(frame) = state.queue.pop_front() {
+            if let Some(item) = state.queue.pop_front() {
                 state.writing = true;
-                return Some(frame);
+                return Some(item);
             }
             if state.finish {
                 return None;
@@ -171,10 +202,17 @@ impl Outbox {
         }
     }
 
-    fn write(&self, frame: &[u8]) -> bool {
+    fn write_frame(&self, frame: &[u8], sealed: &mut Vec<u8>) -> bool {
+        frame.chunks(SEAL_BYTES).all(|chunk| {
+            sealed.clear();
+            self.cipher.seal(chunk, sealed).is_ok() && self.write(sealed)
+        })
+    }
+
+    fn write(&self, sealed: &[u8]) -> bool {
         let mut done = 0;
-        while done < frame.len() {
-            match write_some(&self.stream, &frame[done..]) {
+        while done < sealed.len() {
+            match write_some(&self.stream, &sealed[done..]) {
                 Ok(count) => done += count,
                 Err(_) => return false,
             }
@@ -185,8 +223,8 @@ impl Outbox {
         true
     }
 
-    /// Queues a frame, waiting while too many are queued.
-    fn push(&self, frame: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, Stuck> {
+    /// Queues an item, waiting while too many are queued; gives back a buffer that came free.
+    fn push(&self, item: Item, deadline: Instant) -> Result<Vec<u8>, Stuck> {
         let mut state = self.lock();
         while !state.closed && state.queue.len() >= PENDING_FRAMES {
             state = self.wait(state, deadline).ok_or(Stuck::Late)?;
@@ -194,7 +232,7 @@ impl Outbox {
         if state.closed {
             return Err(Stuck::Closed);
         }
-        state.queue.push_back(frame);
+        state.queue.push_back(item);
         let spare = state.spare.pop().unwrap_or_default();
         drop(state);
         self.changed.notify_all();
@@ -235,7 +273,7 @@ impl TcpLink {
     pub(super) fn new(
         membership: Membership,
         rank: usize,
-        streams: BTreeMap<usize, TcpStream>,
+        streams: BTreeMap<usize, Secured>,
     ) -> Result<Self, CollectiveError> {
         let size = streams.len() + 1;
         let mut link = Self {
@@ -300,48 +338,58 @@ impl TcpLink {
 }
 
 impl Peer {
-    fn new(stream: TcpStream) -> io::Result<Self> {
+    fn new(Secured { stream, tls }: Secured) -> io::Result<Self> {
+        let cipher = Cipher::new(tls);
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(READ_SLICE))?;
         stream.set_write_timeout(Some(WRITE_SLICE))?;
         let outbox = Outbox {
             stream: stream.try_clone()?,
+            cipher: Arc::clone(&cipher),
             state: Mutex::new(OutState::default()),
             changed: Condvar::new(),
         };
         Ok(Self {
-            stream,
+            reader: Reader::new(stream, Arc::clone(&cipher)),
+            cipher,
             incoming: Vec::new(),
             ahead: VecDeque::new(),
             outgoing: Vec::new(),
+            sealed: Vec::new(),
             outbox: Arc::new(outbox),
         })
     }
 
     /// Writes the frame in `outgoing`, or leaves it to the writer.
     fn send(&mut self, to: usize, sequence: u64, timeout: Duration) -> Result<(), CollectiveError> {
-        let deadline = deadline_after(timeout);
-        let mut done = 0;
-        // While the writer has work a frame must queue behind it. Only this thread queues, so an
-        // idle writer stays idle meanwhile.
-        if self.outgoing.len() <= INLINE_BYTES && self.outbox.is_idle() {
-            while done < self.outgoing.len() {
-                match write_some(&self.stream, &self.outgoing[done..]) {
-                    Ok(0) => break,
-                    Ok(count) => done += count,
-                    Err(error) => return Err(broken_stream(to, sequence, &error)),
-                }
-            }
-            if done == self.outgoing.len() {
-                return Ok(());
-            }
-        }
-        self.outgoing.drain(..done);
-        let frame = std::mem::take(&mut self.outgoing);
-        self.outgoing = self.outbox.push(frame, deadline).map_err(|stuck| match stuck {
+        let stuck = |stuck| match stuck {
             Stuck::Late => CollectiveError::Timeout { peer: to, sequence },
             Stuck::Closed => CollectiveError::Closed { peer: to, sequence },
-        })?;
+        };
+        let deadline = deadline_after(timeout);
+        // While the writer has work a frame must queue behind it, and be sealed after it: records
+        // are numbered. Only this thread queues, so an idle writer stays idle meanwhile.
+        if self.outgoing.len() > INLINE_BYTES || !self.outbox.is_idle() {
+            let frame = std::mem::take(&mut self.outgoing);
+            self.outgoing = self.outbox.push(Item::Frame(frame), deadline).map_err(stuck)?;
+            return Ok(());
+        }
+        let broken = |error: io::Error| broken_stream(to, sequence, &error);
+        self.sealed.clear();
+        self.cipher.seal(&self.outgoing, &mut self.sealed).map_err(broken)?;
+        let mut done = 0;
+        while done < self.sealed.len() {
+            match write_some(&self.reader.stream, &self.sealed[done..]).map_err(broken)? {
+                0 => {
+                    self.sealed.drain(..done);
+                    let sealed = std::mem::take(&mut self.sealed);
+                    self.sealed =
+                        self.outbox.push(Item::Sealed(sealed), deadline).map_err(stuck)?;
+                    return Ok(());
+                }
+                count => done += count,
+            }
+        }
         Ok(())
     }
 
@@ -385,7 +433,7 @@ impl Peer {
             return Ok(self.ahead.read(&mut self.incoming[filled..]).unwrap_or(0));
         }
         loop {
-            match self.stream.read(&mut self.incoming[filled..]) {
+            match self.reader.read(&mut self.incoming[filled..]) {
                 Ok(0) => return Err(CollectiveError::Closed { peer, sequence }),
                 Ok(count) => return Ok(count),
                 Err(error) if is_pause(error.kind()) => {
@@ -409,26 +457,27 @@ impl Peer {
     /// Whether the connection has ended without a goodbye. Reads ahead as far as is allowed.
     fn has_died(&mut self) -> bool {
         // The writer, which shares the descriptor's mode, takes a refused write for a pause.
-        if self.stream.set_nonblocking(true).is_err() {
+        if self.reader.stream.set_nonblocking(true).is_err() {
             return true;
         }
         let died = self.read_ahead();
-        self.stream.set_nonblocking(false).is_err() || died
+        self.reader.stream.set_nonblocking(false).is_err() || died
     }
 
     /// As [`Peer::has_died`], on a stream that does not block.
     fn read_ahead(&mut self) -> bool {
         let mut bytes = [0; 4096];
         while self.ahead.len() < AHEAD_BYTES {
-            match self.stream.read(&mut bytes) {
-                Ok(count) if count > 0 => self.ahead.extend(&bytes[..count]),
-                Err(error) if is_pause(error.kind()) => return false,
-                // An end, or a reset: that too may follow a goodbye, when the peer left without
-                // having read all we sent.
-                _ => {
+            match self.reader.read(&mut bytes) {
+                // TLS has said that nothing follows; a reset after that, when the peer left without
+                // having read all we sent, is not looked at any more.
+                Ok(0) => {
                     let start = self.ahead.len().saturating_sub(HEADER_BYTES);
                     return !self.ahead.range(start..).eq(&GOODBYE);
                 }
+                Ok(count) => self.ahead.extend(&bytes[..count]),
+                Err(error) if is_pause(error.kind()) => return false,
+                Err(_) => return true,
             }
         }
         false
@@ -437,11 +486,15 @@ impl Peer {
 
 fn broken_stream(peer: usize, sequence: u64, error: &io::Error) -> CollectiveError {
     use io::ErrorKind::{
-        BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof, WriteZero,
+        BrokenPipe, ConnectionAborted, ConnectionReset, InvalidData, NotConnected, UnexpectedEof,
+        WriteZero,
     };
     match error.kind() {
         BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof
         | WriteZero => CollectiveError::Closed { peer, sequence },
+        InvalidData => {
+            CollectiveError::Malformed { peer, sequence, what: "its bytes are not those of TLS" }
+        }
         kind => CollectiveError::Io { peer, sequence, kind },
     }
 }
@@ -510,7 +563,7 @@ impl Drop for TcpLink {
             let deadline = deadline_after(LINGER);
             for outbox in &outboxes {
                 // It fails only where the writer has, and then nothing can be said.
-                let _ = outbox.push(GOODBYE.to_vec(), deadline);
+                let _ = outbox.push(Item::Goodbye, deadline);
             }
             outboxes.iter().for_each(|outbox| outbox.flush(deadline));
         }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "no test file uses all of it")]
 
+pub mod nodes;
+
 use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
@@ -42,7 +44,7 @@ pub fn connect_all(
 ) -> Vec<Result<TcpLink, CollectiveError>> {
     let peers = addresses(endpoints);
     each(endpoints.iter().enumerate().collect(), |(rank, endpoint)| {
-        endpoint.connect(membership, rank, &peers, SOON)
+        endpoint.connect(membership, rank, &peers, &nodes::node(rank), SOON)
     })
 }
 

@@ -1,23 +1,29 @@
-//! A coordinator on loopback and workers that speak the protocol but hold no model.
+//! A coordinator on loopback, and nodes that speak the protocol but hold no model.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use cluster::{Deployment, Epoch, GroupId, NodeInfo};
-use control::{ControlConfig, ControlHandle};
+use cluster::{ClusterState, Command, Deployment, Model, NodeInfo, Proposal, RequestId};
+use control::leader::Timing;
+use control::{Control, ControlConfig, ControlHandle};
+use identity::{ClusterCa, Credential, Expect, KeyRequest, NODE_LIFE, Role, TOKEN_LIFE, Tls};
 use model::{ComputeType, ModelSpec};
 use planner::{DeviceSpec, NodeId};
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
-use wire::{FormGroup, Order, Report, pb, transport};
+use wire::pb::coordinator_client::CoordinatorClient;
+use wire::{FormGroup, Held, Order, Report, pb, transport};
 
 /// Far longer than anything here takes; a test that hangs fails instead.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn spec() -> Arc<ModelSpec> {
     Arc::new(
@@ -33,12 +39,13 @@ pub fn spec() -> Arc<ModelSpec> {
 
 pub fn deployment(ranks: usize) -> Deployment {
     Deployment {
-        model: "tiny".to_owned(),
+        name: "tiny".to_owned(),
         digest: "abc123".to_owned(),
-        spec: spec(),
         compute: ComputeType::F32,
         stripes: Some(8),
         ranks,
+        replicas: 1,
+        nodes: BTreeSet::new(),
         kv_blocks: 16,
         block_tokens: 16,
         max_sequences: 4,
@@ -49,6 +56,7 @@ pub fn deployment(ranks: usize) -> Deployment {
 
 pub fn info(number: u64) -> NodeInfo {
     NodeInfo {
+        boot: number,
         name: format!("w{number}"),
         worker_address: format!("host-{number}:9000"),
         collective_addresses: vec![format!("host-{number}:9100")],
@@ -59,55 +67,134 @@ pub fn info(number: u64) -> NodeInfo {
     }
 }
 
-pub struct Coordinator {
-    pub handle: ControlHandle,
-    pub shutdown: CancellationToken,
-    pub address: String,
+pub fn draw() -> Option<RequestId> {
+    Some(RequestId(identity::random().unwrap()))
 }
 
-pub async fn coordinator(ranks: usize, lease: Duration) -> Coordinator {
+pub struct Coordinator {
+    pub handle: ControlHandle,
+    pub control: Control,
+    pub shutdown: CancellationToken,
+    pub address: String,
+    pub data: TempDir,
+}
+
+/// The first coordinator of a new cluster, which wishes that `tiny` be served on `ranks` ranks.
+pub async fn coordinator(ranks: usize) -> Coordinator {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let data = tempfile::tempdir().unwrap();
+    let directory = data.path().join("c1");
+    let now = SystemTime::now();
+    let ca = ClusterCa::create(now).unwrap();
+    ca.save(&directory).unwrap();
+    let credential = ca.node(1, Role::Coordinator, NODE_LIFE, now).unwrap();
+    credential.save(&directory).unwrap();
+    let config = ControlConfig {
+        timing: Timing { heartbeat: 50, suspicion: 2_000, lease: 60_000, takeover: 60_000 },
+        tick: Duration::from_millis(5),
+        data: directory.clone(),
+        identity: directory,
+        name: "c1".to_owned(),
+        at: cluster::Coordinator {
+            cluster_address: address.clone(),
+            http_address: "127.0.0.1:1".to_owned(),
+        },
+        known: Vec::new(),
+    };
     let shutdown = CancellationToken::new();
-    let config = ControlConfig { lease };
-    let handle = control::start(listener, deployment(ranks), config, shutdown.clone()).unwrap();
-    let address = handle.local_addr.to_string();
-    Coordinator { handle, shutdown, address }
+    let tls = Tls::new(credential).unwrap();
+    let handle = control::start(listener, config, &tls, ca, shutdown.clone()).unwrap();
+    let control = handle.control.clone();
+    let coordinator = Coordinator { handle, control, shutdown, address, data };
+    coordinator.until(|state| state.coordinators().count() == 1).await;
+    let model = Model { name: "tiny".to_owned(), digest: "abc123".to_owned(), spec: spec() };
+    coordinator.put(Command::RegisterModel(model)).await;
+    coordinator.put(Command::Deploy(deployment(ranks))).await;
+    coordinator
 }
 
 impl Coordinator {
-    pub async fn status(&self) -> pb::StatusReply {
-        let channel = transport::connect(&self.address).await.unwrap();
-        let mut client = transport::coordinator_client(channel);
-        client.status(pb::StatusRequest {}).await.unwrap().into_inner()
+    pub fn ca(&self) -> ClusterCa {
+        ClusterCa::load(&self.data.path().join("c1")).unwrap()
+    }
+
+    pub async fn put(&self, command: Command) {
+        let proposal = Proposal { request: draw(), command };
+        self.control.write(proposal, PATIENCE).await.unwrap().unwrap();
     }
 
     /// Waits until the published view is as wished.
-    pub async fn until(&self, wish: impl FnMut(&Arc<cluster::ClusterState>) -> bool) {
+    pub async fn until(&self, wish: impl FnMut(&Arc<ClusterState>) -> bool) {
         let mut view = self.handle.view.clone();
         tokio::time::timeout(PATIENCE, view.wait_for(wish)).await.unwrap().unwrap();
     }
 
+    pub async fn client(&self, credential: &Credential) -> CoordinatorClient<Channel> {
+        let tls = Tls::new(credential.clone()).unwrap();
+        let channel = transport::connect(&self.address, Expect::AnyCoordinator, &tls).await;
+        transport::coordinator_client(channel.unwrap())
+    }
+
+    pub fn operator(&self) -> Credential {
+        self.ca().operator("test", NODE_LIFE, SystemTime::now()).unwrap()
+    }
+
+    pub fn token(&self, role: Role, uses: u32) -> Credential {
+        self.ca().token(role, uses, TOKEN_LIFE, SystemTime::now()).unwrap()
+    }
+
+    pub async fn status(&self) -> pb::StatusReply {
+        let mut client = self.client(&self.operator()).await;
+        client.status(pb::StatusRequest { local: false }).await.unwrap().into_inner()
+    }
+
+    /// Shows a token; the reply and what the node has then.
+    pub async fn enrol(
+        &self,
+        token: &Credential,
+        request_id: [u8; 16],
+    ) -> Result<(pb::EnrolReply, Credential), Status> {
+        let key = KeyRequest::generate().unwrap();
+        let request = pb::EnrolRequest {
+            certificate_request: key.request().to_vec().into(),
+            name: "n".to_owned(),
+            request_id: request_id.to_vec().into(),
+        };
+        let reply = self.client(token).await.enrol(request).await?.into_inner();
+        let roots: Vec<Vec<u8>> = reply.roots.iter().map(|root| root.to_vec()).collect();
+        let credential = key.complete(reply.certificate.to_vec(), roots).unwrap();
+        Ok((reply, credential))
+    }
+
+    /// A new worker's identity.
+    pub async fn worker(&self) -> Credential {
+        let id = identity::random().unwrap();
+        self.enrol(&self.token(Role::Worker, 1), id).await.unwrap().1
+    }
+
     /// Opens a session that starts with `first`.
-    pub async fn open(&self, first: pb::WorkerReport) -> Result<Worker, Status> {
-        let channel = transport::connect(&self.address).await.unwrap();
-        let mut client = transport::coordinator_client(channel);
+    pub async fn open(&self, who: &Credential, first: pb::WorkerReport) -> Result<Worker, Status> {
+        let mut client = self.client(who).await;
         let (reports, queue) = mpsc::channel(16);
         reports.send(first).await.unwrap();
         let orders = client.session(ReceiverStream::new(queue)).await?.into_inner();
         let mut worker = Worker { reports, orders, node: NodeId(0) };
-        match worker.next().await {
-            Ok(Order::Welcome { node }) => worker.node = node,
+        match worker.next().await? {
+            Order::Welcome { node, .. } => worker.node = node,
             other => panic!("the first order is {other:?}"),
         }
         Ok(worker)
     }
 
+    /// A new worker's session.
     pub async fn join(&self, number: u64) -> Worker {
-        self.open(Report::Join(info(number)).to_wire()).await.unwrap()
+        let who = self.worker().await;
+        self.open(&who, Report::Join(info(number), Vec::new()).to_wire()).await.unwrap()
     }
 
-    pub async fn refused(&self, first: pb::WorkerReport) -> (Code, String) {
-        match self.open(first).await {
+    pub async fn refused(&self, who: &Credential, first: pb::WorkerReport) -> (Code, String) {
+        match self.open(who, first).await {
             Ok(worker) => panic!("node {} was let in", worker.node.0),
             Err(status) => (status.code(), status.message().to_owned()),
         }
@@ -121,10 +208,16 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// The next order but answers to heartbeats.
     pub async fn next(&mut self) -> Result<Order, Status> {
-        let order = tokio::time::timeout(PATIENCE, self.orders.message()).await.unwrap()?;
-        let order = order.ok_or_else(|| Status::ok("the stream ended"))?;
-        Ok(Order::from_wire(order, &spec()).unwrap())
+        loop {
+            let order = tokio::time::timeout(PATIENCE, self.orders.message()).await.unwrap()?;
+            let order = order.ok_or_else(|| Status::ok("the stream ended"))?;
+            let order = Order::from_wire(order, &spec()).unwrap();
+            if order != Order::Lease {
+                return Ok(order);
+            }
+        }
     }
 
     pub async fn form(&mut self) -> FormGroup {
@@ -134,20 +227,15 @@ impl Worker {
         }
     }
 
-    pub async fn retire(&mut self) -> (GroupId, Epoch, String) {
-        match self.next().await {
-            Ok(Order::Retire { group, epoch, reason }) => (group, epoch, reason),
-            other => panic!("expected a retirement, got {other:?}"),
-        }
-    }
-
     pub async fn report(&self, report: Report) {
         self.reports.send(report.to_wire()).await.unwrap();
     }
 
-    /// Reports the rank that `form` gives this node as ready.
-    pub async fn ready(&self, form: &FormGroup) {
+    /// Reports the rank that `form` gives this node as ready; what it holds then.
+    pub async fn ready(&self, form: &FormGroup) -> Held {
         let rank = form.plan.ranks.iter().find(|rank| rank.node == self.node).unwrap().rank;
-        self.report(Report::Ready { group: form.group, epoch: form.epoch, rank }).await;
+        let (group, epoch) = (form.group, form.epoch);
+        self.report(Report::Ready { group, epoch, rank }).await;
+        Held { group, epoch, rank, ready: true }
     }
 }

@@ -9,8 +9,10 @@ async fn models_version_and_tokens() {
     let list = server.get("/v1/models").await;
     assert_eq!((list.status, list.json()["object"].clone()), (200, json!("list")));
     assert_eq!(list.header("x-request-id").map(str::len), Some(32));
-    let names: Vec<_> = (0..2).map(|i| list.json()["data"][i]["id"].clone()).collect();
-    assert_eq!(names, ["demo", "alias/of-demo"]);
+    let names: Vec<_> = (0..3).map(|i| list.json()["data"][i]["id"].clone()).collect();
+    assert_eq!(names, ["demo", "alias/of-demo", "second"]);
+    let other = json!({"model": "second", "prompt": "hello", "max_tokens": 1});
+    assert_eq!(server.post("/v1/completions", &other).await.json()["model"], "second");
     assert_eq!(list.json()["data"][0]["max_model_len"], CONTEXT);
     let one = server.get("/v1/models/alias/of-demo").await.json();
     assert_eq!((&one["id"], &one["root"]), (&json!("alias/of-demo"), &json!("demo")));

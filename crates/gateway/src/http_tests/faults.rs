@@ -204,7 +204,7 @@ async fn a_leader_that_is_not_there() {
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = closed.local_addr().expect("an address").to_string();
     drop(closed);
-    let route = Route { group: GroupId(3), epoch: Epoch(9), leader_address: address.clone() };
+    let route = route_to(&address);
     *server.view.0.lock().expect("not poisoned") = Ok(route);
     let reply = server.post("/v1/completions", &json!({"model": "demo", "prompt": "x"})).await;
     assert_eq!(reply.status, 503);
@@ -243,7 +243,7 @@ async fn tokenising_is_bounded_and_its_panics_stay_inside() {
     let mut config = config();
     config.limits.tokenizing = 1;
     let view = FixedView(Arc::new(Mutex::new(Err("nothing is placed".to_owned()))));
-    let gateway = Arc::new(Gateway::new(config, Box::new(view)).expect("starts"));
+    let gateway = Arc::new(Gateway::new(config, Box::new(view), coordinator()).expect("starts"));
     let (release, held) = std::sync::mpsc::channel::<()>();
     let busy = Arc::clone(&gateway);
     let first = tokio::spawn(async move {

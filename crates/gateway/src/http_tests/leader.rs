@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::Stream;
+use identity::{Admit, Role};
 use tokio::net::TcpListener;
 use tonic::{Code, Request, Response, Status, Streaming};
 use wire::pb;
@@ -50,7 +51,9 @@ impl FakeLeader {
         };
         let server =
             tonic::transport::Server::builder().add_service(WorkerServer::new(this.clone()));
-        tokio::spawn(server.serve_with_incoming(wire::transport::incoming(listener)));
+        let tls = super::node(1, Role::Worker);
+        let incoming = wire::transport::incoming(listener, &tls, Admit::nodes()).expect("TLS");
+        tokio::spawn(server.serve_with_incoming(incoming));
         this
     }
 

@@ -7,9 +7,11 @@ mod leader;
 mod refusals;
 mod streams;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::SystemTime;
 
-use cluster::{Epoch, GroupId, Route};
+use cluster::{Epoch, GroupId, NodeId, Route};
+use identity::{ClusterCa, NODE_LIFE, Role, Tls};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -31,6 +33,7 @@ fn config() -> GatewayConfig {
     let generation = r#"{"do_sample": true, "temperature": 0.5, "top_k": 7}"#;
     GatewayConfig {
         served_names: vec!["demo".to_owned(), "alias/of-demo".to_owned()],
+        digest: "abc123".to_owned(),
         files: ModelFiles {
             tokenizer_json: TOKENIZER.to_vec(),
             tokenizer_config: Some(CONFIG.to_owned()),
@@ -50,9 +53,14 @@ fn config() -> GatewayConfig {
 struct FixedView(Arc<Mutex<Result<Route, String>>>);
 
 impl View for FixedView {
-    fn route(&self, model: &str) -> Result<Route, String> {
-        assert_eq!(model, "demo", "the deployment's own name is asked for");
-        self.0.lock().expect("not poisoned").clone()
+    fn routes(&self, deployment: &str) -> Result<Vec<Route>, String> {
+        assert!(["demo", "second"].contains(&deployment), "the deployment's own name is asked for");
+        self.0.lock().expect("not poisoned").clone().map(|route| vec![route])
+    }
+
+    fn deployments(&self, digest: &str) -> Vec<String> {
+        assert_eq!(digest, "abc123");
+        vec!["demo".to_owned(), "second".to_owned()]
     }
 }
 
@@ -65,6 +73,25 @@ struct Server {
     task: JoinHandle<Result<(), GatewayError>>,
 }
 
+/// A node of a cluster that lives as long as the tests.
+fn node(id: u64, role: Role) -> Tls {
+    static CA: OnceLock<ClusterCa> = OnceLock::new();
+    let now = SystemTime::now();
+    let ca = CA.get_or_init(|| ClusterCa::create(now).expect("an authority"));
+    Tls::new(ca.node(id, role, NODE_LIFE, now).expect("a credential")).expect("a good one")
+}
+
+/// Who the gateway is.
+fn coordinator() -> Tls {
+    node(7, Role::Coordinator)
+}
+
+/// The route to a leader that listens at `address`.
+fn route_to(address: &str) -> Route {
+    let (group, epoch, leader) = (GroupId(3), Epoch(9), NodeId(1));
+    Route { group, epoch, leader, leader_address: address.to_owned() }
+}
+
 impl Server {
     async fn start(rule: Rule) -> Self {
         Self::with(rule, config()).await
@@ -72,8 +99,7 @@ impl Server {
 
     async fn with(rule: Rule, config: GatewayConfig) -> Self {
         let leader = FakeLeader::start(rule).await;
-        let route =
-            Route { group: GroupId(3), epoch: Epoch(9), leader_address: leader.address.clone() };
+        let route = route_to(&leader.address);
         let view = FixedView(Arc::new(Mutex::new(Ok(route))));
         let socket = TcpSocket::new_v4().expect("a socket");
         // Little room for what nobody reads, so that tests of slow readers are quick.
@@ -82,7 +108,7 @@ impl Server {
         let listener = socket.listen(64).expect("listens");
         let address = listener.local_addr().expect("an address");
         let (stop, stopped) = oneshot::channel::<()>();
-        let gateway = Gateway::new(config, Box::new(view.clone())).expect("starts");
+        let gateway = Gateway::new(config, Box::new(view.clone()), coordinator()).expect("starts");
         let limits = gateway.config.limits.clone();
         let router = crate::routes::router(Arc::new(gateway));
         let task = tokio::spawn(async move {

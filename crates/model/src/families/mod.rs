@@ -4,6 +4,7 @@
 mod deepseek;
 mod gemma;
 mod gpt_oss;
+mod granite;
 mod llama;
 mod mistral;
 mod mixtral;
@@ -33,12 +34,13 @@ pub(crate) mod limits {
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 13] = [
+    pub const ALL: [Family; 14] = [
         Family::DeepseekV2,
         Family::DeepseekV3,
         Family::Gemma2,
         Family::Gemma3Text,
         Family::GptOss,
+        Family::Granite,
         Family::Llama,
         Family::Mistral,
         Family::Mixtral,
@@ -57,6 +59,7 @@ impl Family {
             Family::Gemma2 => "gemma2",
             Family::Gemma3Text => "gemma3_text",
             Family::GptOss => "gpt_oss",
+            Family::Granite => "granite",
             Family::Llama => "llama",
             Family::Mistral => "mistral",
             Family::Mixtral => "mixtral",
@@ -76,6 +79,7 @@ impl Family {
             Family::Gemma2 => "Gemma2ForCausalLM",
             Family::Gemma3Text => "Gemma3ForCausalLM",
             Family::GptOss => "GptOssForCausalLM",
+            Family::Granite => "GraniteForCausalLM",
             Family::Llama => "LlamaForCausalLM",
             Family::Mistral => "MistralForCausalLM",
             Family::Mixtral => "MixtralForCausalLM",
@@ -105,6 +109,7 @@ pub(crate) fn spec(family: Family, fields: &mut Fields<'_>) -> Result<ModelSpec,
         Family::Gemma2 => gemma::gemma2(fields),
         Family::Gemma3Text => gemma::gemma3(fields),
         Family::GptOss => gpt_oss::spec(fields),
+        Family::Granite => granite::spec(fields),
         Family::Llama => llama::spec(fields),
         Family::Mistral => mistral::spec(fields),
         Family::Mixtral => mixtral::spec(fields),
@@ -124,7 +129,7 @@ pub(crate) fn without_effect(family: Family) -> [&'static [&'static str]; 2] {
         Family::Mixtral => mixtral::WITHOUT_EFFECT,
         Family::Phi3 => phi3::WITHOUT_EFFECT,
         Family::Qwen2Moe | Family::Qwen3Moe => qwen::MOE_WITHOUT_EFFECT,
-        Family::Mistral | Family::Qwen2 | Family::Qwen3 => &[],
+        Family::Granite | Family::Mistral | Family::Qwen2 | Family::Qwen3 => &[],
     };
     [COMMON_WITHOUT_EFFECT, own]
 }
@@ -142,6 +147,9 @@ const COMMON_WITHOUT_EFFECT: &[&str] = &[
     "id2label",
     "initializer_range",
     "label2id",
+    "license",
+    "license_link",
+    "license_name",
     "max_length",
     "output_attentions",
     "output_hidden_states",
@@ -267,6 +275,8 @@ pub(crate) fn base(
         norm_eps,
         norm_plus_one: false,
         embedding_scale: None,
+        branch_scale: None,
+        logit_scale: None,
         logit_softcap: None,
         tied,
         layers: vec![],

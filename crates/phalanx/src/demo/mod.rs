@@ -14,8 +14,8 @@ use wire::pb;
 use crate::args;
 use crate::http::{Answer, Api};
 use crate::model_dir::ModelDir;
+use crate::operator::Operator;
 use crate::process;
-use crate::status;
 use processes::Processes;
 use show::Show;
 
@@ -39,7 +39,7 @@ pub(crate) async fn run(args: args::Demo) -> anyhow::Result<()> {
         args.workers
     );
     let shutdown = process::shutdown(false)?;
-    let mut processes = Processes::default();
+    let mut processes = Processes::new()?;
     let shown = tokio::select! {
         result = tell(&args, &model, &mut processes) => result,
         () = shutdown.cancelled() => Ok(()),
@@ -71,8 +71,9 @@ async fn tell(
     for number in 1..=args.workers {
         processes.worker(&model.path, coordinator.cluster, number).await?;
     }
+    let operator = Operator::new(&processes.reach(coordinator.cluster))?;
     let status = tokio::select! {
-        status = loaded(coordinator.cluster, args.workers, &show) => status?,
+        status = loaded(&operator, args.workers, &show) => status?,
         error = processes.first_to_end() => return Err(error),
     };
     let ready = began.elapsed();
@@ -155,7 +156,7 @@ async fn api_model(api: &Api) -> anyhow::Result<String> {
 
 /// Waits until the group serves, showing how each rank loads.
 async fn loaded(
-    cluster: SocketAddr,
+    operator: &Operator,
     workers: usize,
     show: &Show,
 ) -> anyhow::Result<pb::StatusReply> {
@@ -164,13 +165,14 @@ async fn loaded(
     let mut waiting = String::new();
     while Instant::now() < deadline {
         // The coordinator may still be starting.
-        if let Ok(status) = status::fetch(&cluster.to_string()).await {
+        if let Ok(status) = operator.status(true).await {
             bars.update(&status);
             if status.groups.iter().any(|group| group.phase == "serving") {
                 bars.finish();
                 return Ok(status);
             }
-            waiting = status.waiting_for;
+            let deployment = status.deployments.into_iter().next();
+            waiting = deployment.map(|one| one.waiting_for).unwrap_or_default();
         }
         tokio::time::sleep(Duration::from_millis(30)).await;
     }

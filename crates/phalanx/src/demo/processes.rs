@@ -4,30 +4,58 @@
 //! none is left behind even if this process is killed.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
+use identity::{ClusterCa, OPERATOR_FILE, Role, TOKEN_LIFE};
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::args;
+use crate::init;
 use crate::process::Announcement;
 
 /// How long a child may take to end once its standard input is closed.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a child may take to say where it listens.
 const START: Duration = Duration::from_secs(60);
+/// The coordinator's name.
+const COORDINATOR: &str = "coordinator";
 /// Between two looks at the children.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Child processes by name.
-#[derive(Default)]
+/// Child processes by name, and the identities they show each other.
 pub(crate) struct Processes {
     children: Vec<(String, Child)>,
+    private: TempDir,
+    ca: ClusterCa,
 }
 
 impl Processes {
+    /// A new cluster, none of which runs yet.
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let private = tempfile::Builder::new().prefix("phalanx-demo-").tempdir();
+        let private = private.context("a private temporary directory")?;
+        let ca = init::found(&private.path().join(COORDINATOR), "demo")?;
+        Ok(Self { children: Vec::new(), private, ca })
+    }
+
+    fn data(&self, name: &str) -> PathBuf {
+        self.private.path().join(name)
+    }
+
+    /// How an operator reaches the coordinator.
+    pub(crate) fn reach(&self, coordinator: SocketAddr) -> args::Reach {
+        args::Reach {
+            coordinator: vec![coordinator.to_string()],
+            identity: self.data(COORDINATOR).join(OPERATOR_FILE),
+            output: args::Output::Table,
+        }
+    }
+
     /// Starts the coordinator and returns where it listens.
     pub(crate) async fn coordinator(
         &mut self,
@@ -36,10 +64,10 @@ impl Processes {
         ranks: usize,
     ) -> anyhow::Result<Announcement> {
         let mut command = phalanx()?;
-        command.arg("coordinator").arg(model);
+        command.arg("coordinator").arg(model).arg("--data").arg(self.data(COORDINATOR));
         command.args(["--port", &port.to_string(), "--ranks", &ranks.to_string()]);
         command.args(["--listen", "127.0.0.1:0"]);
-        self.start("coordinator".to_owned(), command).await
+        self.start(COORDINATOR.to_owned(), command).await
     }
 
     /// Starts a worker that joins the coordinator.
@@ -50,8 +78,10 @@ impl Processes {
         number: usize,
     ) -> anyhow::Result<()> {
         let name = format!("worker-{number}");
+        let token = self.ca.token(Role::Worker, 1, TOKEN_LIFE, SystemTime::now())?;
         let mut command = phalanx()?;
         command.arg("worker").arg(model).args(["--name", &name, "--threads", "1"]);
+        command.arg("--data").arg(self.data(&name)).env("PHALANX_TOKEN", token.to_token()?);
         command.args(["--coordinator", &coordinator.to_string()]);
         self.start(name, command).await.map(|_| ())
     }

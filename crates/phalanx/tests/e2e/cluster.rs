@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, Http, Process, demo_model, golden_model, output, phalanx};
+use crate::harness::{Cluster, Ground, Http, demo_model, golden_model, output, phalanx};
 
 /// A long greedy stream that does not end by itself soon.
 fn long_stream(prompt: &str) -> Value {
@@ -38,24 +38,6 @@ fn a_disconnected_stream_frees_its_blocks() {
     assert!(after - before < 800.0, "the sequence ran to its end");
 }
 
-/// Streams a completion to its end; returns its text.
-fn stream_whole(http: &Http, body: &Value) -> String {
-    let mut text = String::new();
-    for line in http.stream("/v1/completions", body).lines() {
-        let line = line.expect("a stream that is not cut off");
-        match line.strip_prefix("data: ") {
-            Some("[DONE]") => return text,
-            Some(data) => {
-                let event: Value = serde_json::from_str(data).expect("an event in JSON");
-                assert!(event.get("error").is_none(), "{event}");
-                text.push_str(event["choices"][0]["text"].as_str().unwrap_or_default());
-            }
-            None => {}
-        }
-    }
-    panic!("the stream ended without [DONE]")
-}
-
 #[test]
 fn many_streams_at_once_all_end_whole() {
     let cluster = Cluster::start(&demo_model(), 3, &["--kv-tokens", "2048"]);
@@ -66,17 +48,17 @@ fn many_streams_at_once_all_end_whole() {
             "ignore_eos": true, "stream": true,
         })
     };
-    let alone = stream_whole(&http, &body("The king said", 5));
+    let alone = http.stream_whole("/v1/completions", &body("The king said", 5));
     let threads: Vec<_> = (0..32)
         .map(|number| {
             let (http, alone) = (http.clone(), alone.clone());
             std::thread::spawn(move || {
                 for round in 0..3 {
                     if number % 8 == round {
-                        let text = stream_whole(&http, &body("The king said", 5));
+                        let text = http.stream_whole("/v1/completions", &body("The king said", 5));
                         assert_eq!(text, alone, "a crowd changes an answer");
                     } else {
-                        stream_whole(&http, &body(&format!("No {number}"), round));
+                        http.stream_whole("/v1/completions", &body(&format!("No {number}"), round));
                     }
                 }
             })
@@ -89,19 +71,17 @@ fn many_streams_at_once_all_end_whole() {
 #[test]
 fn the_devices_that_fit_are_found_among_those_that_do_not() {
     let model = demo_model();
-    let path = model.to_str().expect("a path in UTF-8");
-    let coordinator =
-        Process::start(&["coordinator", path, "--port", "0", "--listen", "127.0.0.1:0"]);
+    let ground = Ground::new();
+    let coordinator = ground.founder(&model, "127.0.0.1:0", &["--ranks", "1"]);
     let address = coordinator.cluster();
-    let join = |memory: &str| {
-        Process::start(&["worker", path, "--coordinator", &address, "--memory", memory])
-    };
-    let _small = join("1MiB");
+    let join =
+        |name: &str, memory: &str| ground.worker(&model, name, &address, &["--memory", memory]);
+    let _small = join("small", "1MiB");
     coordinator.http().wait("to say what is missing", || {
         let (status, text) = coordinator.http().get("/health");
         status == 503 && text.contains("lacks")
     });
-    let _large = join("2GiB");
+    let _large = join("large", "2GiB");
     coordinator.http().ready();
 }
 
@@ -111,6 +91,8 @@ fn a_worker_with_another_model_is_refused_and_the_server_goes_on() {
     let mut other = phalanx();
     other.arg("worker").arg(golden_model("mixtral"));
     other.args(["--coordinator", &cluster.coordinator.cluster()]);
+    other.args(["--data", &cluster.ground.data("other")]);
+    other.args(["--token", &cluster.ground.token("worker")]);
     let refused = output(&mut other);
     assert!(!refused.status.success());
     let errors = String::from_utf8_lossy(&refused.stderr);
@@ -151,13 +133,12 @@ fn a_lost_worker_is_an_error_and_a_new_one_serves_again() {
 fn status_shows_the_plan() {
     let cluster = Cluster::start(&demo_model(), 3, &[]);
     let address = cluster.coordinator.cluster();
-    let table = output(phalanx().args(["status", "--coordinator", &address]));
+    let table = cluster.ground.operate(&address, &["status"]);
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
-    for part in ["serving", "0-2", "3-5", "6-7", "alive", "ready"] {
+    for part in ["serving", "0-2", "3-5", "6-7", "leader", "ready"] {
         assert!(table.contains(part), "{part:?} is not in:\n{table}");
     }
-    let json = output(phalanx().args(["status", "--output", "json", "--coordinator", &address]));
-    let json: Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    let json = cluster.ground.status(&address);
     assert_eq!(json["groups"][0]["phase"], "serving");
     assert_eq!(json["groups"][0]["ranks"].as_array().map(Vec::len), Some(3));
 }
@@ -167,11 +148,10 @@ fn a_worker_waits_for_its_coordinator() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = free.local_addr().expect("its address").to_string();
     drop(free);
-    let model = demo_model();
-    let model = model.to_str().expect("a path in UTF-8");
-    let _worker = Process::start(&["worker", model, "--coordinator", &address]);
+    let (model, ground) = (demo_model(), Ground::new());
+    let _worker = ground.worker(&model, "early", &address, &[]);
     std::thread::sleep(Duration::from_millis(700));
-    let coordinator = Process::start(&["coordinator", model, "--port", "0", "--listen", &address]);
+    let coordinator = ground.founder(&model, &address, &["--ranks", "1"]);
     coordinator.http().ready();
 }
 

@@ -43,7 +43,11 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `phalanx ARGS --supervised` and waits until it listens.
     pub(crate) fn start(args: &[&str]) -> Self {
-        let mut command = phalanx();
+        Self::launch(phalanx(), args)
+    }
+
+    /// The same with a command of one's own, which ends in that of `phalanx`.
+    pub(crate) fn launch(mut command: Command, args: &[&str]) -> Self {
         command.args(["--log", "warn"]).args(args).arg("--supervised");
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a process");
@@ -66,6 +70,11 @@ impl Process {
     /// Where nodes reach it.
     pub(crate) fn cluster(&self) -> String {
         self.addresses["cluster"].as_str().expect("an address").to_owned()
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Kills it at once, without a chance to say goodbye.
@@ -93,23 +102,143 @@ impl Drop for Process {
     }
 }
 
+/// Where the nodes of a cluster keep their identities and logs; gone with the test.
+pub(crate) struct Ground {
+    directory: tempfile::TempDir,
+    /// Coordinators that have had a name so far.
+    coordinators: std::cell::Cell<u64>,
+}
+
+impl Ground {
+    /// Makes a new cluster, none of which runs yet.
+    pub(crate) fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let ground = Self { directory, coordinators: std::cell::Cell::new(1) };
+        let made = output(phalanx().args(["init", "--data", &ground.data("coordinator-1")]));
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        ground
+    }
+
+    /// A node's data directory.
+    pub(crate) fn data(&self, name: &str) -> String {
+        self.directory.path().join(name).to_str().expect("a path in UTF-8").to_owned()
+    }
+
+    /// The operator's credential.
+    pub(crate) fn operator(&self) -> String {
+        self.data("coordinator-1/operator.pem")
+    }
+
+    /// A join token for one node.
+    pub(crate) fn token(&self, role: &str) -> String {
+        let data = self.data("coordinator-1");
+        let made = output(phalanx().args(["token", "--data", &data, "--role", role]));
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        String::from_utf8(made.stdout).expect("text").trim().to_owned()
+    }
+
+    /// Starts a worker that joins through `coordinators`.
+    pub(crate) fn worker(
+        &self,
+        model: &Path,
+        name: &str,
+        coordinators: &str,
+        options: &[&str],
+    ) -> Process {
+        let path = model.to_str().expect("a path in UTF-8");
+        let (data, token) = (self.data(name), self.token("worker"));
+        let mut args = vec!["worker", path, "--coordinator", coordinators, "--data", &data];
+        args.extend(["--name", name, "--token", &token, "--threads", "1"]);
+        args.extend(options);
+        Process::start(&args)
+    }
+
+    /// Starts the first coordinator, or again.
+    pub(crate) fn founder(&self, model: &Path, listen: &str, options: &[&str]) -> Process {
+        let path = model.to_str().expect("a path in UTF-8");
+        let data = self.data("coordinator-1");
+        let mut args = vec!["coordinator", path, "--port", "0", "--listen", listen];
+        args.extend(["--data", &data, "--name", "coordinator-1"]);
+        args.extend(options);
+        Process::start(&args)
+    }
+
+    /// A number for another coordinator's name.
+    pub(crate) fn next(&self) -> u64 {
+        self.coordinators.set(self.coordinators.get() + 1);
+        self.coordinators.get()
+    }
+
+    /// Starts a coordinator that joins, or again.
+    pub(crate) fn coordinator(
+        &self,
+        model: &Path,
+        name: &str,
+        listen: &str,
+        coordinators: &str,
+    ) -> Process {
+        let path = model.to_str().expect("a path in UTF-8");
+        let (data, token) = (self.data(name), self.token("coordinator"));
+        let mut args = vec!["coordinator", path, "--port", "0", "--listen", listen];
+        args.extend(["--data", &data, "--name", name, "--token", &token]);
+        if !coordinators.is_empty() {
+            args.extend(["--join", coordinators]);
+        }
+        Process::start(&args)
+    }
+
+    /// Starts a worker again, with the identity it has.
+    pub(crate) fn worker_again(&self, model: &Path, name: &str, coordinators: &str) -> Process {
+        let path = model.to_str().expect("a path in UTF-8");
+        let data = self.data(name);
+        let args = ["worker", path, "--coordinator", coordinators, "--data", &data];
+        Process::start(&[&args[..], &["--name", name, "--threads", "1"]].concat())
+    }
+
+    /// Runs an operator's command.
+    pub(crate) fn operate(&self, coordinators: &str, args: &[&str]) -> Output {
+        operate(&self.operator(), coordinators, args)
+    }
+
+    /// What the cluster looks like.
+    pub(crate) fn status(&self, coordinators: &str) -> Value {
+        status(&self.operator(), coordinators, &[])
+    }
+}
+
+/// Runs the command of the operator whose credential is in the file `identity`.
+pub(crate) fn operate(identity: &str, coordinators: &str, args: &[&str]) -> Output {
+    let mut command = phalanx();
+    command.args(args).args(["--coordinator", coordinators, "--identity", identity]);
+    output(&mut command)
+}
+
+/// What the cluster looks like to that operator.
+pub(crate) fn status(identity: &str, coordinators: &str, options: &[&str]) -> Value {
+    let args = [&["status", "--output", "json"], options].concat();
+    let shown = operate(identity, coordinators, &args);
+    let errors = String::from_utf8_lossy(&shown.stderr).into_owned();
+    serde_json::from_slice(&shown.stdout).unwrap_or_else(|_| panic!("no status: {errors}"))
+}
+
 /// A coordinator with workers as processes of their own.
 pub(crate) struct Cluster {
     pub(crate) workers: Vec<Process>,
     pub(crate) coordinator: Process,
+    pub(crate) ground: Ground,
     model: PathBuf,
 }
 
 impl Cluster {
     /// Starts one worker per rank, with more options for the coordinator.
     pub(crate) fn start(model: &Path, ranks: usize, options: &[&str]) -> Self {
-        let path = model.to_str().expect("a path in UTF-8");
+        let ground = Ground::new();
         let count = ranks.to_string();
-        let mut args = vec!["coordinator", path, "--port", "0", "--listen", "127.0.0.1:0"];
-        args.extend(["--ranks", &count]);
+        let mut args = vec!["--ranks", &count];
         args.extend(options);
-        let coordinator = Process::start(&args);
-        let mut cluster = Self { workers: Vec::new(), coordinator, model: model.to_owned() };
+        let coordinator = ground.founder(model, "127.0.0.1:0", &args);
+        let model = model.to_owned();
+        let mut cluster = Self { workers: Vec::new(), coordinator, ground, model };
         (0..ranks).for_each(|_| cluster.join());
         cluster.http().ready();
         cluster
@@ -117,10 +246,9 @@ impl Cluster {
 
     /// Starts another worker.
     pub(crate) fn join(&mut self) {
-        let path = self.model.to_str().expect("a path in UTF-8").to_owned();
+        let name = format!("worker-{}", self.workers.len() + 1);
         let coordinator = self.coordinator.cluster();
-        let args = ["worker", &path, "--coordinator", &coordinator, "--threads", "1"];
-        self.workers.push(Process::start(&args));
+        self.workers.push(self.ground.worker(&self.model, &name, &coordinator, &[]));
     }
 
     pub(crate) fn http(&self) -> Http {
@@ -161,6 +289,14 @@ impl Http {
         (response.status().as_u16(), response.body_mut().read_to_string().expect("a body"))
     }
 
+    /// Status of a GET that may take no longer, if it is answered.
+    pub(crate) fn status_within(&self, path: &str, limit: Duration) -> Option<u16> {
+        let config = ureq::Agent::config_builder().http_status_as_error(false);
+        let agent: ureq::Agent = config.timeout_global(Some(limit)).build().into();
+        let answer = agent.get(format!("{}{path}", self.base)).call();
+        answer.ok().map(|answer| answer.status().as_u16())
+    }
+
     /// Status and body of a POST of raw bytes.
     pub(crate) fn post_raw(&self, path: &str, body: &[u8]) -> (u16, String) {
         let request = Self::agent().post(format!("{}{path}", self.base));
@@ -181,6 +317,26 @@ impl Http {
         let (status, json) = self.post("/v1/completions", body);
         assert_eq!(status, 200, "{json}");
         json
+    }
+
+    /// Streams an answer to its end; returns its text.
+    pub(crate) fn stream_whole(&self, path: &str, body: &Value) -> String {
+        let mut body = body.clone();
+        body["stream"] = Value::Bool(true);
+        let mut text = String::new();
+        for line in self.stream(path, &body).lines() {
+            let line = line.expect("a stream that is not cut off");
+            match line.strip_prefix("data: ") {
+                Some("[DONE]") => return text,
+                Some(data) => {
+                    let event: Value = serde_json::from_str(data).expect("an event in JSON");
+                    assert!(event.get("error").is_none(), "{event}");
+                    text.push_str(event["choices"][0]["text"].as_str().unwrap_or_default());
+                }
+                None => {}
+            }
+        }
+        panic!("the stream ended without [DONE]")
     }
 
     /// A stream's reader; dropping it disconnects.

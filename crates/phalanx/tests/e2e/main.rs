@@ -3,6 +3,15 @@
 mod bad_input;
 mod bad_models;
 mod cluster;
+mod control_plane;
 mod demo;
+mod deploy;
 mod golden;
 mod harness;
+mod inspect;
+mod network;
+mod partition;
+mod pods;
+mod ports;
+mod rotation;
+mod wire_tap;

@@ -1,0 +1,149 @@
+//! What a coordinator says and does by itself: that it is there and where; a fresh certificate in
+//! time; nobody who was removed is let in.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use cluster::{ClusterState, Command, Coordinator, Proposal, RequestId};
+use identity::{Expect, IdentityError, KeyRequest, Peer, Tls};
+use planner::NodeId;
+use tonic::Status;
+use wire::{pb, transport};
+
+use crate::authority::Authority;
+use crate::client::{Control, outcome_from_wire};
+use crate::start::ControlConfig;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long one attempt to say where we are may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A removed node may still hear that it was, before it is shut out.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// Runs as long as the coordinator does.
+pub(crate) async fn run(control: Control, authority: Authority, config: ControlConfig, tls: Tls) {
+    let mut view = control.view();
+    let mut refused = BTreeSet::new();
+    let mut told = false;
+    let began = Instant::now();
+    loop {
+        let state = view.borrow_and_update().clone();
+        if !said(&state, control.node(), &config.at) {
+            match say(&control, &config, &state, &tls).await {
+                Ok(()) => told = false,
+                // An election takes a moment; that is no news.
+                Err(status) if !told && began.elapsed() > PATIENCE => {
+                    let reason = transport::reason(&status);
+                    tracing::warn!(reason, "the cluster does not know of this coordinator yet");
+                    told = true;
+                }
+                Err(_) => {}
+            }
+        }
+        renew(&control, &authority, &config.identity, &tls, state.generation());
+        let removed = removed(&state);
+        if removed != refused {
+            refused.clone_from(&removed);
+            let tls = tls.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(FAREWELL).await;
+                tls.refuse(removed);
+            });
+        }
+        tokio::select! {
+            changed = view.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Whether the state says where this coordinator is.
+fn said(state: &ClusterState, node: NodeId, at: &Coordinator) -> bool {
+    let entry = state.nodes().get(&node).and_then(|entry| entry.coordinator.as_ref());
+    entry == Some(at)
+}
+
+async fn say(
+    control: &Control,
+    config: &ControlConfig,
+    state: &ClusterState,
+    tls: &Tls,
+) -> Result<(), Status> {
+    let node = control.node();
+    if control.leadership().leading && state.nodes().is_empty() {
+        // A refusal means that somebody was faster, which is as well.
+        let _ = put(control, Command::Found { name: config.name.clone() }).await?;
+    }
+    let command = Command::SetCoordinator { node, at: config.at.clone() };
+    if control.leadership().leader.is_some() {
+        return put(control, command).await?;
+    }
+    let proposal = Proposal { request: Some(draw()?), command };
+    let mut last = Status::unavailable("nobody leads, and no other coordinator is known");
+    for address in &config.known {
+        let channel = match transport::connect(address, Expect::AnyCoordinator, tls).await {
+            Ok(channel) => channel,
+            Err(error) => {
+                last = Status::unavailable(error.to_string());
+                continue;
+            }
+        };
+        let command = wire::encode_command(&proposal).into();
+        let request = pb::ChangeRequest { command, forwarded: false };
+        let asked = transport::coordinator_client(channel).change(request).await;
+        match asked.and_then(|reply| outcome_from_wire(reply.into_inner())) {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(refusal)) => last = Status::failed_precondition(refusal.message),
+            Err(status) => last = status,
+        }
+    }
+    Err(last)
+}
+
+/// Has a change decided. The inner error is the state's own refusal.
+async fn put(control: &Control, command: Command) -> Result<Result<(), Status>, Status> {
+    let proposal = Proposal { request: Some(draw()?), command };
+    let outcome = control.write(proposal, PATIENCE).await;
+    let outcome = outcome.map_err(|why| Status::unavailable(why.to_string()))?;
+    Ok(outcome.map(|_| ()).map_err(|refusal| Status::failed_precondition(refusal.message)))
+}
+
+fn draw() -> Result<RequestId, Status> {
+    identity::random().map(RequestId).map_err(|error| Status::internal(error.to_string()))
+}
+
+/// Nodes whose certificates are worth nothing any more.
+fn removed(state: &ClusterState) -> BTreeSet<u64> {
+    let greatest = state.nodes().keys().next_back().map_or(0, |node| node.0);
+    (1..=greatest).filter(|&node| state.removed(NodeId(node))).collect()
+}
+
+/// Signs this coordinator's next certificate where the one it has is of a generation before or has
+/// lived for two thirds of its life.
+fn renew(control: &Control, authority: &Authority, directory: &Path, tls: &Tls, generation: u64) {
+    let due =
+        identity::generation(directory) < generation || tls.credential().is_due(SystemTime::now());
+    if !due {
+        return;
+    }
+    let renewed = || -> Result<(), String> {
+        let key = KeyRequest::generate().map_err(|error| error.to_string())?;
+        let Peer::Node { .. } = tls.peer() else { return Ok(()) };
+        let request = pb::RenewRequest { certificate_request: key.request().to_vec().into() };
+        let reply = authority.renew(control, tls.peer(), &request);
+        let reply = reply.map_err(|status| status.message().to_owned())?;
+        let roots = reply.roots.iter().map(|root| root.to_vec());
+        let credential = key.complete(reply.certificate.to_vec(), roots);
+        let credential = credential.map_err(|flaw| flaw.to_string())?;
+        let kept = |error: IdentityError| error.to_string();
+        credential.save(directory).map_err(kept)?;
+        identity::set_generation(directory, generation).map_err(kept)?;
+        tls.reload(credential).map_err(|flaw| flaw.to_string())
+    };
+    match renewed() {
+        Ok(()) => tracing::info!(generation, "this coordinator has a fresh certificate"),
+        Err(reason) => tracing::error!(reason, "the certificate could not be renewed"),
+    }
+}

@@ -1,0 +1,142 @@
+//! Sessions and leases: who is there, who is late, who is gone.
+
+use cluster::{ClusterState, Command, NodeInfo, Standing};
+use planner::NodeId;
+use wire::{Held, Order, Report};
+
+use super::{Contact, Leader, Output, Session, SessionId, Subject};
+
+/// A session that broke without a farewell may come back within this; a process that ended
+/// does not.
+const BROKEN: u64 = 300;
+
+impl Leader {
+    pub(super) fn open(
+        &mut self,
+        session: SessionId,
+        node: NodeId,
+        info: NodeInfo,
+        held: Vec<Held>,
+    ) {
+        if !self.leading {
+            self.out.push(Output::End { session, why: "this coordinator does not lead" });
+            return;
+        }
+        let now = self.now;
+        let contact = self.contacts.entry(node).or_default();
+        contact.heard = now;
+        // Two streams of one worker: the newer one is the living one.
+        if let Some(old) = contact.session.replace(session) {
+            self.sessions.remove(&old);
+            self.out.push(Output::End { session: old, why: "a newer session took its place" });
+        }
+        self.sessions.insert(session, Session { node, held, admitted: false });
+        self.propose(Subject::Join(session), Command::Join { node, info });
+    }
+
+    /// The join was accepted: tells the worker its lease and brings it up to the state.
+    pub(super) fn admit(&mut self, cluster: &ClusterState, session: SessionId) {
+        let timing = self.timing;
+        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        entry.admitted = true;
+        let (node, held) = (entry.node, std::mem::take(&mut entry.held));
+        let order = Order::Welcome {
+            node,
+            heartbeat_ms: timing.heartbeat,
+            lease_ms: timing.lease,
+            generation: cluster.generation(),
+        };
+        self.out.push(Output::Order { session, order });
+        self.bring_up(cluster, session, node, &held);
+    }
+
+    pub(super) fn closed(&mut self, cluster: &ClusterState, session: SessionId, left: bool) {
+        let Some(Session { node, .. }) = self.sessions.remove(&session) else { return };
+        let (now, timing) = (self.now, self.timing);
+        if left {
+            // Who says goodbye is not waited for.
+            self.contacts.remove(&node);
+            if let Some(entry) = cluster.nodes().get(&node) {
+                let incarnation = entry.incarnation;
+                self.propose(Subject::Node(node), Command::Lost { node, incarnation });
+            }
+            return;
+        }
+        if let Some(contact) = self.contacts.get_mut(&node) {
+            contact.session = None;
+            // Suspect at once; lost soon, unless it comes back.
+            let late = now.saturating_sub(timing.lease.saturating_sub(BROKEN));
+            contact.heard = contact.heard.min(late);
+        }
+    }
+
+    /// Takes a session out whose join was not accepted.
+    pub(super) fn drop_session(&mut self, session: SessionId) {
+        let Some(Session { node, .. }) = self.sessions.remove(&session) else { return };
+        if self.contacts.get(&node).is_some_and(|contact| contact.session == Some(session)) {
+            self.contacts.remove(&node);
+        }
+    }
+
+    /// A node left for ever: it is told so by the end of its session.
+    pub(super) fn dismiss(&mut self, node: NodeId) {
+        if let Some(Contact { session: Some(session), .. }) = self.contacts.remove(&node) {
+            self.sessions.remove(&session);
+            self.out.push(Output::End { session, why: "this node was removed from the cluster" });
+        }
+    }
+
+    pub(super) fn report(&mut self, cluster: &ClusterState, session: SessionId, report: Report) {
+        let Some(node) = self.sessions.get(&session).filter(|s| s.admitted).map(|s| s.node) else {
+            return;
+        };
+        let now = self.now;
+        if let Some(contact) = self.contacts.get_mut(&node) {
+            contact.heard = now;
+        }
+        match report {
+            // A second join of a session is refused before it gets here.
+            Report::Join(..) => {}
+            Report::Heartbeat => {
+                self.out.push(Output::Order { session, order: Order::Lease });
+            }
+            report => self.rank_report(cluster, node, report),
+        }
+    }
+
+    /// Proposes what silence, or its end, means for each node.
+    pub(super) fn leases(&mut self, cluster: &ClusterState) {
+        let (now, timing) = (self.now, self.timing);
+        // Until a node has spoken to this leader, it has the time of the takeover.
+        let unheard = now.saturating_sub(timing.lease) + timing.takeover;
+        for (&node, entry) in cluster.nodes() {
+            if !entry.standing.present() {
+                continue;
+            }
+            let contact = self
+                .contacts
+                .entry(node)
+                .or_insert_with(|| Contact { session: None, heard: unheard });
+            let silent = now.saturating_sub(contact.heard);
+            let here = contact
+                .session
+                .is_some_and(|id| self.sessions.get(&id).is_some_and(|session| session.admitted));
+            let incarnation = entry.incarnation;
+            if silent >= timing.lease {
+                if let Some(session) = contact.session.take() {
+                    self.sessions.remove(&session);
+                    self.out.push(Output::End { session, why: "the lease ran out" });
+                }
+                self.propose(Subject::Node(node), Command::Lost { node, incarnation });
+            } else if silent >= timing.suspicion && entry.standing == Standing::Ready {
+                self.propose(Subject::Node(node), Command::Suspect { node, incarnation });
+            } else if silent < timing.suspicion && here && entry.standing == Standing::Suspect {
+                self.propose(Subject::Node(node), Command::Recover { node, incarnation });
+            }
+        }
+        let known = cluster.nodes();
+        self.contacts.retain(|node, contact| {
+            contact.session.is_some() || known.get(node).is_some_and(|n| n.standing.present())
+        });
+    }
+}

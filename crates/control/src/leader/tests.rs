@@ -1,0 +1,411 @@
+//! The leader's duties without a network: what it proposes is applied at once.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use cluster::{Coordinator, Deployment, Model, Phase, Role, Standing, TokenId};
+use model::{ComputeType, ModelSpec};
+use planner::DeviceSpec;
+
+use super::*;
+use crate::replica::{MemberSet, PeerProgress, RoleKind};
+
+const TIMING: Timing = Timing { heartbeat: 100, suspicion: 500, lease: 3_000, takeover: 3_000 };
+
+/// A leader, the state it leads, and workers' ends of sessions.
+struct Bench {
+    leader: Leader,
+    state: ClusterState,
+    replica: ReplicaStatus,
+    now: u64,
+    index: u64,
+    session: u64,
+    orders: Vec<(SessionId, Order)>,
+    ended: Vec<SessionId>,
+    changes: Vec<(u64, MemberChange)>,
+    transfers: Vec<NodeId>,
+    proposed: Vec<Command>,
+}
+
+/// A replica that leads a cluster of one.
+fn alone() -> ReplicaStatus {
+    ReplicaStatus {
+        id: NodeId(1),
+        role: RoleKind::Leader,
+        term: 2,
+        leader: Some(NodeId(1)),
+        commit: 0,
+        applied: 0,
+        last: 0,
+        first: 0,
+        snapshot: 0,
+        members: MemberSet::of_one(NodeId(1)),
+        peers: BTreeMap::new(),
+        joint_ticks: 0,
+        transfer: None,
+        storage_full: false,
+        removed: false,
+        boot: 1,
+        refused: BTreeMap::new(),
+        last_refusal: None,
+    }
+}
+
+impl Bench {
+    fn new(ranks: usize, workers: u8) -> Self {
+        let spec = ModelSpec::from_config(
+            r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
+            "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 4,
+            "max_position_embeddings": 128, "vocab_size": 256, "rms_norm_eps": 1e-5,
+            "bos_token_id": null, "eos_token_id": 0}"#,
+        );
+        let spec = Arc::new(spec.unwrap());
+        let replica = alone();
+        let mut bench = Self {
+            leader: Leader::new(TIMING, 1),
+            state: ClusterState::new(),
+            replica,
+            now: 10_000,
+            index: 0,
+            session: 0,
+            orders: Vec::new(),
+            ended: Vec::new(),
+            changes: Vec::new(),
+            transfers: Vec::new(),
+            proposed: Vec::new(),
+        };
+        bench.apply(Command::Found { name: "c1".to_owned() }).unwrap();
+        for worker in 1..=workers {
+            bench.enrol(worker, Role::Worker);
+        }
+        bench
+            .apply(Command::RegisterModel(Model {
+                name: "tiny".to_owned(),
+                digest: "abc123".to_owned(),
+                spec,
+            }))
+            .unwrap();
+        bench
+            .apply(Command::Deploy(Deployment {
+                name: "tiny".to_owned(),
+                digest: "abc123".to_owned(),
+                compute: ComputeType::F32,
+                stripes: Some(8),
+                ranks,
+                replicas: 1,
+                nodes: BTreeSet::new(),
+                kv_blocks: 16,
+                block_tokens: 16,
+                max_sequences: 4,
+                step_tokens: 64,
+                context: 128,
+            }))
+            .unwrap();
+        bench.input(Input::Lead);
+        bench
+    }
+
+    fn enrol(&mut self, token: u8, role: Role) {
+        self.apply(Command::Enrol {
+            token: TokenId([token; 16]),
+            uses_max: 1,
+            expires: 1_000,
+            now: 1,
+            role,
+            name: format!("n{token}"),
+        })
+        .unwrap();
+    }
+
+    fn apply(&mut self, command: Command) -> Result<Vec<Event>, Rejected> {
+        self.index += 1;
+        let result = self.state.apply(self.index, command);
+        self.state.check_integrity().unwrap();
+        result
+    }
+
+    /// One input; what it leads to is done, and what that leads to.
+    fn input(&mut self, input: Input) {
+        let mut queue = std::collections::VecDeque::from([input]);
+        while let Some(input) = queue.pop_front() {
+            let sight = Sight { now: self.now, cluster: &self.state, replica: &self.replica };
+            for output in self.leader.handle(sight, input) {
+                match output {
+                    Output::Propose { number, command } => {
+                        self.proposed.push(command.clone());
+                        let outcome = self.apply(command);
+                        if let Ok(events) = &outcome {
+                            queue.push_back(Input::Changed { events: events.clone() });
+                        }
+                        queue.push_back(Input::Decided { number, outcome: Some(outcome) });
+                    }
+                    Output::Change { number, change } => self.changes.push((number, change)),
+                    Output::Transfer { to } => self.transfers.push(to),
+                    Output::Order { session, order } => self.orders.push((session, order)),
+                    Output::Refuse { session, .. } | Output::End { session, .. } => {
+                        self.ended.push(session);
+                    }
+                }
+            }
+        }
+    }
+
+    fn wait(&mut self, milliseconds: u64) {
+        self.now += milliseconds;
+        self.input(Input::Tick);
+    }
+
+    /// Worker `number` opens a session, holding this.
+    fn open(&mut self, number: u64, held: Vec<Held>) -> SessionId {
+        self.session += 1;
+        let session = SessionId(self.session);
+        let info = NodeInfo {
+            boot: number,
+            name: format!("w{number}"),
+            worker_address: format!("host-{number}:9000"),
+            collective_addresses: vec![format!("host-{number}:9100")],
+            devices: vec![DeviceSpec { memory_bytes: 64 << 20, weight: 1.0 }],
+            model_digest: "abc123".to_owned(),
+            kernel_class: "avx2".to_owned(),
+            version: "0.0.0".to_owned(),
+        };
+        self.input(Input::Open { session, node: NodeId(number + 1), info, held });
+        session
+    }
+
+    fn report(&mut self, session: SessionId, report: Report) {
+        self.input(Input::Report { session, report });
+    }
+
+    /// Orders to a session since the last look, without the answers to heartbeats.
+    fn take(&mut self, session: SessionId) -> Vec<Order> {
+        let (mine, rest) =
+            std::mem::take(&mut self.orders).into_iter().partition(|o| o.0 == session);
+        self.orders = rest;
+        let mine: Vec<(SessionId, Order)> = mine;
+        mine.into_iter().map(|(_, order)| order).filter(|order| *order != Order::Lease).collect()
+    }
+
+    /// The group, its epoch and phase.
+    fn group(&self) -> (GroupId, Epoch, Phase) {
+        let (&id, group) = self.state.groups().iter().next_back().unwrap();
+        (id, group.epoch, group.phase)
+    }
+
+    fn standing(&self, number: u64) -> Standing {
+        self.state.nodes()[&NodeId(number + 1)].standing
+    }
+
+    /// Two workers whose group serves.
+    fn serving() -> (Self, [SessionId; 2], GroupId, Epoch) {
+        let mut bench = Self::new(2, 2);
+        let sessions = [bench.open(1, Vec::new()), bench.open(2, Vec::new())];
+        let (group, epoch, _) = bench.group();
+        for (rank, session) in sessions.into_iter().enumerate() {
+            bench.report(session, Report::Ready { group, epoch, rank });
+        }
+        assert_eq!(bench.group().2, Phase::Serving);
+        sessions.iter().for_each(|&session| drop(bench.take(session)));
+        (bench, sessions, group, epoch)
+    }
+}
+
+fn formed(orders: &[Order]) -> bool {
+    orders.iter().any(|order| matches!(order, Order::Form(_)))
+}
+
+fn retired(orders: &[Order]) -> bool {
+    orders.iter().any(|order| matches!(order, Order::Retire { .. }))
+}
+
+#[test]
+fn workers_come_and_are_told_what_to_hold() {
+    let mut bench = Bench::new(2, 2);
+    let first = bench.open(1, Vec::new());
+    let orders = bench.take(first);
+    assert!(
+        matches!(orders[..], [Order::Welcome { node: NodeId(2), heartbeat_ms: 100, .. }]),
+        "{orders:?}"
+    );
+    let second = bench.open(2, Vec::new());
+    assert!(formed(&bench.take(first)) && formed(&bench.take(second)));
+    let (group, epoch, phase) = bench.group();
+    assert_eq!(phase, Phase::Forming);
+    bench.report(first, Report::Progress { group, epoch, rank: 0, bytes_read: 1, bytes_total: 2 });
+    assert_eq!(bench.group().2, Phase::Loading);
+    assert_eq!(bench.leader.progress()[&(group, 0)], (1, 2));
+    // A report about a rank that is another's changes nothing.
+    bench.report(first, Report::Ready { group, epoch, rank: 1 });
+    bench.report(first, Report::Ready { group, epoch, rank: 0 });
+    assert_eq!(bench.group().2, Phase::Loading);
+    bench.report(second, Report::Ready { group, epoch, rank: 1 });
+    assert_eq!(bench.group().2, Phase::Serving);
+}
+
+#[test]
+fn silence_makes_a_worker_suspect_and_then_lost() {
+    let (mut bench, [first, second], group, epoch) = Bench::serving();
+    for _ in 0..4 {
+        bench.wait(100);
+        bench.report(first, Report::Heartbeat);
+    }
+    bench.wait(100);
+    assert_eq!((bench.standing(1), bench.standing(2)), (Standing::Ready, Standing::Suspect));
+    bench.report(second, Report::Heartbeat);
+    assert_eq!(bench.standing(2), Standing::Ready);
+    for _ in 0..30 {
+        bench.report(first, Report::Heartbeat);
+        bench.wait(100);
+    }
+    assert_eq!(bench.standing(2), Standing::Lost);
+    assert_eq!(bench.group(), (group, epoch.next(), Phase::Repairing));
+    assert_eq!(bench.ended, [second]);
+    assert!(retired(&bench.take(first)));
+}
+
+#[test]
+fn a_broken_session_is_suspect_at_once_and_may_resume() {
+    let (mut bench, [first, _], group, epoch) = Bench::serving();
+    bench.input(Input::Closed { session: first, left: false });
+    assert_eq!(bench.standing(1), Standing::Suspect);
+    bench.wait(200);
+    let held = Held { group, epoch, rank: 0, ready: true };
+    let again = bench.open(1, vec![held]);
+    assert_eq!(bench.standing(1), Standing::Ready);
+    assert_eq!(bench.group(), (group, epoch, Phase::Serving));
+    let orders = bench.take(again);
+    assert!(matches!(orders[..], [Order::Welcome { .. }]), "{orders:?}");
+    // A process that ended does not come back.
+    bench.input(Input::Closed { session: again, left: false });
+    bench.wait(300);
+    assert_eq!(bench.standing(1), Standing::Lost);
+}
+
+#[test]
+fn a_goodbye_is_not_waited_upon() {
+    let (mut bench, [first, _], ..) = Bench::serving();
+    bench.input(Input::Closed { session: first, left: true });
+    assert_eq!(bench.standing(1), Standing::Lost);
+    // What an old stream still says is nobody's.
+    bench.report(first, Report::Heartbeat);
+    assert_eq!(bench.standing(1), Standing::Lost);
+}
+
+#[test]
+fn a_new_leader_learns_from_workers_what_they_hold() {
+    let (mut bench, _, group, epoch) = Bench::serving();
+    let before = bench.proposed.len();
+    bench.input(Input::Follow);
+    bench.leader = Leader::new(TIMING, 1_000);
+    bench.input(Input::Lead);
+    bench.wait(400);
+    assert_eq!(bench.proposed.len(), before, "nobody is blamed for not having come yet");
+    let stale = Held { group, epoch: Epoch(epoch.0 + 5), rank: 0, ready: true };
+    let held = Held { group, epoch, rank: 0, ready: true };
+    let first = bench.open(1, vec![held, stale]);
+    let orders = bench.take(first);
+    assert!(retired(&orders) && !formed(&orders), "{orders:?}");
+    assert_eq!(bench.group(), (group, epoch, Phase::Serving));
+    // The other one has lost what the state says it has.
+    let second = bench.open(2, Vec::new());
+    let (_, next, phase) = bench.group();
+    assert_eq!((next, phase), (epoch.next(), Phase::Forming));
+    assert!(formed(&bench.take(first)) && formed(&bench.take(second)));
+}
+
+#[test]
+fn a_new_leader_gives_workers_up_that_do_not_come() {
+    let (mut bench, ..) = Bench::serving();
+    bench.input(Input::Follow);
+    bench.input(Input::Lead);
+    bench.wait(2_900);
+    assert_ne!(bench.standing(1), Standing::Lost);
+    bench.wait(200);
+    assert_eq!((bench.standing(1), bench.standing(2)), (Standing::Lost, Standing::Lost));
+}
+
+#[test]
+fn an_order_that_was_missed_is_given_again() {
+    let mut bench = Bench::new(2, 2);
+    bench.open(1, Vec::new());
+    let second = bench.open(2, Vec::new());
+    let (group, epoch, _) = bench.group();
+    bench.input(Input::Closed { session: second, left: false });
+    let again = bench.open(2, Vec::new());
+    assert!(formed(&bench.take(again)));
+    assert_eq!(bench.group(), (group, epoch, Phase::Forming));
+}
+
+#[test]
+fn failures_pause_placement_longer_each_time_until_a_group_serves_for_long() {
+    let mut bench = Bench::new(1, 1);
+    let session = bench.open(1, Vec::new());
+    let fail = |bench: &mut Bench| {
+        let (group, epoch, _) = bench.group();
+        let reason = "broken".to_owned();
+        bench.report(session, Report::Failed { group, epoch, rank: 0, reason });
+        assert_eq!(bench.group().2, Phase::Repairing, "placed within the pause");
+        let mut waited = 0;
+        while bench.group().2 == Phase::Repairing {
+            bench.report(session, Report::Heartbeat);
+            bench.wait(50);
+            waited += 50;
+        }
+        waited
+    };
+    let pauses: Vec<u64> = (0..9).map(|_| fail(&mut bench)).collect();
+    assert_eq!(pauses, [250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+    let (group, epoch, _) = bench.group();
+    bench.report(session, Report::Ready { group, epoch, rank: 0 });
+    // It fails as soon as it serves: nothing has changed.
+    assert_eq!(fail(&mut bench), 30_000);
+    let (group, epoch, _) = bench.group();
+    bench.report(session, Report::Ready { group, epoch, rank: 0 });
+    for _ in 0..700 {
+        bench.report(session, Report::Heartbeat);
+        bench.wait(50);
+    }
+    assert_eq!(fail(&mut bench), 250);
+}
+
+#[test]
+fn coordinators_become_learners_then_voters_and_leave_one_at_a_time() {
+    let mut bench = Bench::new(1, 0);
+    bench.enrol(1, Role::Coordinator);
+    bench.enrol(2, Role::Coordinator);
+    for node in [1, 2, 3] {
+        let at = Coordinator {
+            cluster_address: format!("host-{node}:8100"),
+            http_address: format!("host-{node}:8000"),
+        };
+        bench.apply(Command::SetCoordinator { node: NodeId(node), at }).unwrap();
+    }
+    bench.wait(10);
+    assert_eq!(bench.changes, [(1, MemberChange::AddLearner(NodeId(2)))]);
+    bench.wait(10);
+    assert_eq!(bench.changes.len(), 1, "one at a time");
+    bench.replica.members.learners.insert(NodeId(2));
+    bench.replica.last = 500;
+    let far = PeerProgress { matched: 10, recent_active: true, snapshot: false, voter: false };
+    bench.replica.peers.insert(NodeId(2), far);
+    bench.input(Input::Decided { number: 1, outcome: Some(Ok(Vec::new())) });
+    assert_eq!(bench.changes.pop().unwrap().1, MemberChange::AddLearner(NodeId(3)));
+    bench.input(Input::Decided { number: 2, outcome: None });
+    bench.wait(500);
+    assert_eq!(bench.changes.len(), 1, "a refused change is not repeated at once");
+    bench.replica.peers.get_mut(&NodeId(2)).unwrap().matched = 450;
+    bench.wait(300);
+    bench.wait(300);
+    assert_eq!(bench.changes.pop().unwrap().1, MemberChange::Promote(NodeId(2)));
+    bench.replica.members.learners = BTreeSet::from([NodeId(3)]);
+    bench.replica.members.voters.insert(NodeId(2));
+    bench.replica.peers.get_mut(&NodeId(2)).unwrap().voter = true;
+    bench.input(Input::Decided { number: 3, outcome: Some(Ok(Vec::new())) });
+    // The leader itself is taken out: it hands over first.
+    bench.changes.clear();
+    bench.apply(Command::Leave { node: NodeId(1) }).unwrap();
+    bench.wait(10);
+    assert_eq!((bench.transfers.clone(), bench.changes.len()), (vec![NodeId(2)], 0));
+}

@@ -1,0 +1,92 @@
+//! `phalanx model inspect`: what a model is, what it weighs, and what it takes to serve it. Reads
+//! the config and a few small files, never weights.
+
+mod fit;
+mod licence;
+mod nodes;
+mod report;
+mod weights;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use model::ModelSpec;
+use serde_json::Value;
+
+use crate::args::{self, Output};
+use crate::{config, model_dir, process};
+use licence::Licence;
+use weights::Files;
+
+pub(crate) use nodes::{Nodes, nodes};
+
+/// A model as far as it can be known without its weights.
+pub(crate) struct Model {
+    pub(crate) name: String,
+    pub(crate) spec: Arc<ModelSpec>,
+    /// Type of the unquantised weights.
+    pub(crate) plain: &'static str,
+    pub(crate) files: Option<Files>,
+    pub(crate) licences: Vec<Licence>,
+    /// Whether the tokenizer can be used, or why not; `None` where there is none.
+    pub(crate) tokenizer: Option<Result<(), String>>,
+}
+
+/// Prints what there is to know.
+pub(crate) fn run(args: &args::Inspect) -> anyhow::Result<()> {
+    let model = open(&args.model)?;
+    let kv_tokens = args.kv_tokens.unwrap_or(config::default_kv_tokens(model.spec.context));
+    ensure!(kv_tokens > 0, "--kv-tokens must be at least 1");
+    let wish = fit::Wish { ranks: args.ranks, stripes: args.stripes, kv_tokens };
+    wish.check(&model.spec)?;
+    let fit = match &args.nodes {
+        Some(nodes) => fit::on(&model.spec, nodes, &wish)?,
+        None => fit::anywhere(&model.spec, &wish)?,
+    };
+    match args.output {
+        Output::Table => process::line(report::table(&model, &wish, &fit).trim_end()),
+        Output::Json => process::line(&report::json(&model, &wish, &fit).to_string()),
+    }
+    .context("standard output")
+}
+
+/// Reads a model directory, or a config alone.
+fn open(path: &Path) -> anyhow::Result<Model> {
+    let metadata = path.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+    let (directory, file) = if metadata.is_dir() {
+        (Some(path), path.join("config.json"))
+    } else {
+        (None, path.to_owned())
+    };
+    let file_name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    ensure!(
+        file_name.ends_with(".json"),
+        "{} is neither a model directory nor a config.json",
+        path.display()
+    );
+    let text = model_dir::text(&file)
+        .with_context(|| format!("cannot read {}", file.display()))?
+        .with_context(|| format!("{} holds no config.json", path.display()))?;
+    let spec = ModelSpec::from_config(&text).with_context(|| file_name.clone())?;
+    let config: Value = serde_json::from_str(&text).with_context(|| file_name.clone())?;
+    let of = directory.unwrap_or_else(|| path.parent().unwrap_or(path));
+    let name = of.canonicalize().ok();
+    let name = name.as_deref().and_then(Path::file_name).unwrap_or_default();
+    let name = if directory.is_some() { name.to_string_lossy().into_owned() } else { file_name };
+    Ok(Model {
+        name,
+        spec: Arc::new(spec),
+        plain: weights::plain(&config),
+        files: directory.map(weights::files).transpose()?.flatten(),
+        licences: licence::find(directory, &config),
+        tokenizer: directory.map(tokenizer).transpose()?.flatten(),
+    })
+}
+
+/// Tries the tokenizer as serving would.
+fn tokenizer(directory: &Path) -> anyhow::Result<Option<Result<(), String>>> {
+    let json = model_dir::text(&directory.join("tokenizer.json"))?;
+    let tried = |json: String| gateway::try_tokenizer(json.as_bytes(), "Hello, world!");
+    Ok(json.map(|json| tried(json).map(drop).map_err(|error| error.to_string())))
+}

@@ -1,0 +1,128 @@
+//! `phalanx model inspect`: what it says of models, whole and as a config alone, and of nodes.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::harness::{golden_model, phalanx, source};
+
+fn inspect(model: &Path, options: &[&str]) -> (bool, String, String) {
+    let mut command = phalanx();
+    let output = command.args(["model", "inspect"]).arg(model).args(options).output();
+    let output = output.expect("it runs");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+fn json(model: &Path, options: &[&str]) -> Value {
+    let (ok, out, err) = inspect(model, &[options, &["--output", "json"]].concat());
+    assert!(ok, "{err}");
+    serde_json::from_str(&out).expect("JSON")
+}
+
+fn deepseek_v3() -> std::path::PathBuf {
+    source("crates/model/tests/fixtures/published/deepseek-v3.json")
+}
+
+#[test]
+fn deepseek_v3_by_its_config_alone() {
+    let all = json(&deepseek_v3(), &[]);
+    assert_eq!(all["family"], "deepseek_v3");
+    assert_eq!(all["parameters"], 671_026_419_200_u64);
+    let active = all["active_parameters"].as_f64().expect("a number");
+    assert!((37e9..38.5e9).contains(&active), "{active}");
+    assert_eq!(all["computed"]["bf16"]["kv_bytes_per_token"], 70_272);
+    assert_eq!(all["computed"]["f32"]["weight_bytes"], 4 * 671_026_419_200_u64);
+    // As published: 688.6 GB with the prediction layer, which is not served.
+    let stored = all["stored_bytes"].as_object().expect("sizes");
+    let stored: u64 = stored.values().filter_map(Value::as_u64).sum();
+    assert!((670_000_000_000..676_000_000_000).contains(&stored), "{stored}");
+    assert_eq!(all["not_served"][0], "model.layers.61.");
+    assert_eq!(all["stripes"]["max"], 128);
+    for ranks in [16, 32] {
+        let plans = json(&deepseek_v3(), &["--ranks", &ranks.to_string()])["plans"].clone();
+        let int8 = plans.as_array().expect("plans").iter().find(|p| p["compute"] == "int8");
+        let held = int8.expect("int8")["ranks"].as_array().expect("ranks");
+        assert_eq!(held.len(), ranks);
+        for rank in held {
+            let bytes = rank["weight_bytes"].as_u64().expect("bytes");
+            let even = 671_026_419_200 * 9 / 8 / ranks as u64;
+            assert!((even..even * 5 / 4).contains(&bytes), "{ranks} ranks: {bytes}, {even}");
+        }
+    }
+}
+
+#[test]
+fn nodes_that_are_enough_and_nodes_that_are_not() {
+    let enough = json(&deepseek_v3(), &["--nodes", "2x8xH200", "--kv-tokens", "65536"]);
+    let plan = |all: &Value, compute: &str| {
+        let plans = all["plans"].as_array().expect("plans");
+        plans.iter().find(|plan| plan["compute"] == compute).expect("a plan").clone()
+    };
+    let int8 = plan(&enough, "int8");
+    assert_eq!(int8["ranks"].as_array().expect("it fits").len(), 16);
+    assert!(int8["kv_tokens_with_room"].as_u64().expect("a number") > 65_536);
+    let f32 = plan(&enough, "f32");
+    assert!(f32["error"].as_str().expect("it does not fit").contains("lacks"));
+    let needed = f32["devices_that_would_do"].as_u64().expect("a number");
+    assert!((17..=32).contains(&needed), "{needed}");
+
+    let (ok, out, err) = inspect(&deepseek_v3(), &["--nodes", "4x64GiB"]);
+    assert!(ok, "{err}");
+    assert!(out.contains("does not fit") && out.contains("would do"), "{out}");
+    let (ok, out, _) = inspect(&deepseek_v3(), &["--nodes", "2x8xH200", "--kv-tokens", "65536"]);
+    assert!(ok && out.contains("fits on 16 ranks (16 stripes)"), "{out}");
+}
+
+#[test]
+fn a_directory_with_its_licence_and_its_files() {
+    let copy = tempfile::tempdir().expect("a directory");
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        std::fs::copy(golden_model("llama3").join(name), copy.path().join(name)).expect("copied");
+    }
+    let front = "---\nlicense: apache-2.0\n---\n# A model\n";
+    std::fs::write(copy.path().join("README.md"), front).expect("written");
+    let all = json(copy.path(), &[]);
+    assert_eq!(all["licences"][0]["text"], "apache-2.0");
+    assert_eq!(all["files"]["count"], 1);
+    assert_eq!(all["tokenizer"]["usable"], true);
+    let stored = all["stored_bytes"]["bf16"].as_u64().expect("bytes");
+    let on_disk = all["files"]["bytes"].as_u64().expect("bytes");
+    assert!(stored <= on_disk && on_disk < stored + 65_536, "{stored} {on_disk}");
+    let (ok, out, err) = inspect(copy.path(), &[]);
+    assert!(ok && out.contains("apache-2.0 (README.md: license)"), "{out}{err}");
+}
+
+#[test]
+fn what_cannot_be_inspected_gets_a_sentence() {
+    let empty = tempfile::tempdir().expect("a directory");
+    let broken = empty.path().join("config.json");
+    for (content, options, says) in [
+        (None, &[][..], "no config.json"),
+        (Some("{"), &[], "not valid JSON"),
+        (Some(r#"{"architectures": ["BertModel"]}"#), &[], "BertModel"),
+        (None, &["--nodes", "2x8xH900"], "H900"),
+    ] {
+        match content {
+            Some(content) => std::fs::write(&broken, content).expect("written"),
+            None => drop(std::fs::remove_file(&broken)),
+        }
+        let (ok, _, err) = inspect(empty.path(), options);
+        assert!(!ok && err.contains(says) && !err.contains("panicked"), "{says}: {err}");
+    }
+    for (options, says) in [
+        (&["--ranks", "129"][..], "128"),
+        (&["--ranks", "0"], "at least 1"),
+        (&["--stripes", "200"], "1 to 128"),
+        (&["--ranks", "9", "--stripes", "8"], "--stripes 8"),
+        (&["--nodes", "4xH200", "--ranks", "8"], "4 devices"),
+        (&["--kv-tokens", "0"], "at least 1"),
+    ] {
+        let (ok, _, err) = inspect(&deepseek_v3(), options);
+        assert!(!ok && err.contains(says), "{options:?}: {err}");
+    }
+    let (ok, _, err) = inspect(Path::new("nowhere"), &[]);
+    assert!(!ok && err.contains("nowhere"), "{err}");
+    let (ok, _, err) = inspect(&golden_model("llama3").join("model.safetensors"), &[]);
+    assert!(!ok && err.contains("neither"), "{err}");
+}
