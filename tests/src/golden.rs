@@ -11,7 +11,7 @@ use model::safetensors::parse_header;
 use serde_json::Value;
 
 /// Every golden checkpoint.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 19] = [
     "llama3",
     "llama-tied-f32",
     "llama-kv2-oddvocab",
@@ -22,6 +22,7 @@ pub const NAMES: [&str; 17] = [
     "deepseek-v3",
     "deepseek-v3-fp8",
     "qwen2",
+    "qwen2-moe",
     "qwen3",
     "qwen3-moe",
     "gpt-oss",
@@ -29,6 +30,7 @@ pub const NAMES: [&str; 17] = [
     "phi3",
     "gemma2",
     "gemma3",
+    "granite",
 ];
 
 /// One golden checkpoint.

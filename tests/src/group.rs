@@ -225,7 +225,9 @@ fn links(setup: &Setup) -> BTreeMap<usize, MakeLink> {
         let peers = peers.clone();
         let link = move || {
             let wait = Duration::from_secs(60);
-            let link = endpoint.connect(membership, rank, &peers, wait).expect("a full mesh");
+            let secure = crate::nodes::node(rank);
+            let link = endpoint.connect(membership, rank, &peers, &secure, wait);
+            let link = link.expect("a full mesh");
             Box::new(link) as Box<dyn Link>
         };
         (rank, Box::new(link) as MakeLink)

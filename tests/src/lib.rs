@@ -1,7 +1,10 @@
-//! What the tests across crates share: golden checkpoints, and groups of ranks in this process.
+//! What the tests across crates share: golden checkpoints, groups of ranks in this process, and the
+//! simulation of the control plane.
 #![forbid(unsafe_code)]
 
 pub mod files;
 pub mod golden;
 pub mod group;
 mod mistake;
+mod nodes;
+pub mod sim;

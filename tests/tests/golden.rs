@@ -112,25 +112,40 @@ fn mistakes_are_noticed(names: &[&str]) {
     }
 }
 
+const LLAMA: [&str; 4] = ["llama3", "llama-tied-f32", "llama-kv2-oddvocab", "phi3"];
+const MISTRAL: [&str; 3] = ["mistral-window", "mixtral", "granite"];
+const DEEPSEEK: [&str; 4] = ["deepseek-v2-lite", "deepseek-v2", "deepseek-v3", "deepseek-v3-fp8"];
+const QWEN: [&str; 4] = ["qwen2", "qwen2-moe", "qwen3", "qwen3-moe"];
+const OTHERS: [&str; 4] = ["gpt-oss", "gpt-oss-mxfp4", "gemma2", "gemma3"];
+
 #[test]
 fn mistakes_in_llama_mistral_and_phi_are_noticed() {
-    mistakes_are_noticed(&["llama3", "llama-tied-f32", "llama-kv2-oddvocab", "phi3"]);
-    mistakes_are_noticed(&["mistral-window", "mixtral"]);
+    mistakes_are_noticed(&LLAMA);
+    mistakes_are_noticed(&MISTRAL);
 }
 
 #[test]
 fn mistakes_in_deepseek_are_noticed() {
-    mistakes_are_noticed(&["deepseek-v2-lite", "deepseek-v2", "deepseek-v3", "deepseek-v3-fp8"]);
+    mistakes_are_noticed(&DEEPSEEK);
 }
 
 #[test]
 fn mistakes_in_qwen_are_noticed() {
-    mistakes_are_noticed(&["qwen2", "qwen3", "qwen3-moe"]);
+    mistakes_are_noticed(&QWEN);
 }
 
 #[test]
 fn mistakes_in_gpt_oss_and_gemma_are_noticed() {
-    mistakes_are_noticed(&["gpt-oss", "gpt-oss-mxfp4", "gemma2", "gemma3"]);
+    mistakes_are_noticed(&OTHERS);
+}
+
+#[test]
+fn every_golden_checkpoint_has_its_mistakes_tried() {
+    let mut tried = [&LLAMA[..], &MISTRAL, &DEEPSEEK, &QWEN, &OTHERS].concat();
+    let mut all = golden::NAMES.to_vec();
+    tried.sort_unstable();
+    all.sort_unstable();
+    assert_eq!(tried, all);
 }
 
 /// Mistakes that the reference did not try.

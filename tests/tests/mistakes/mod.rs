@@ -25,6 +25,10 @@ fn spoil(spec: &mut ModelSpec, mistake: &str) {
         "rope_theta" => each_rope(spec, |r| r.theta = 5000.0),
         "norm_eps" => spec.norm_eps = 1e-3,
         "no_embedding_scale" => spec.embedding_scale = None,
+        "embedding_multiplier" => spec.embedding_scale = Some(1.0),
+        "residual_multiplier" => spec.branch_scale = Some(1.0),
+        "logits_scaling" => spec.logit_scale = Some(1.0),
+        "attention_multiplier" => each_grouped(spec, |a| a.scale = 0.25),
         "final_softcap" => spec.logit_softcap = None,
         "no_rope_scaling" => each_rope(spec, |r| r.scaling = RopeScaling::None),
         "rope_factor" => each_rope(spec, |r| {
@@ -71,6 +75,7 @@ fn spoil(spec: &mut ModelSpec, mistake: &str) {
 fn spoil_experts(experts: &mut Experts, mistake: &str) {
     match mistake {
         "top_k" => experts.chosen -= 1,
+        "norm_topk" => experts.router.renormalise = true,
         "routed_scaling_factor" => experts.router.scale = 1.0,
         "no_groups" => experts.router.groups = None,
         "no_correction" => experts.router.correction = false,
