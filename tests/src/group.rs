@@ -15,13 +15,15 @@ use engine::{
     StepOutput, StopRules, Want,
 };
 use model::{ComputeType, ModelSpec};
-use planner::{NodeId, RankPlan};
+use planner::{ExpertCut, NodeId, RankPlan};
 
 /// How a group is made and run. The default is one rank, one thread, whole prompts.
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// By rank: its stripes.
     pub owners: Vec<Vec<usize>>,
+    /// How experts are divided among stripes.
+    pub experts: ExpertCut,
     /// What the weights are kept in.
     pub compute: ComputeType,
     /// Threads per rank.
@@ -49,6 +51,7 @@ impl Setup {
     pub fn owned(owners: Vec<Vec<usize>>) -> Self {
         Self {
             owners,
+            experts: ExpertCut::Stripe,
             compute: ComputeType::F32,
             threads: 1,
             kernels: None,
@@ -254,6 +257,7 @@ fn make(
     let shape = RankShape {
         stripes: setup.stripes(),
         plan: &plan,
+        experts: setup.experts,
         compute: setup.compute,
         cache: CacheSize { blocks: setup.blocks, block_tokens: 16, context: spec.context },
     };

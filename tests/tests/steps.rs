@@ -6,7 +6,7 @@ use compute::CpuDevice;
 use decoder::{CacheSize, Decoder, ForwardError, LoadError, RankShape};
 use engine::{BlockId, SeqId, Step, StepEntry, Want};
 use model::ComputeType;
-use planner::{NodeId, RankPlan};
+use planner::{ExpertCut, NodeId, RankPlan};
 use tests::golden::{self, Golden};
 
 fn load(golden: &Golden, stripes: usize, own: Vec<usize>) -> Result<Decoder<CpuDevice>, LoadError> {
@@ -14,7 +14,13 @@ fn load(golden: &Golden, stripes: usize, own: Vec<usize>) -> Result<Decoder<CpuD
     let node = NodeId(1);
     let plan = RankPlan { rank: 0, node, device: 0, stripes: own, weight_bytes: 0, kv_bytes: 0 };
     let cache = CacheSize { blocks: 4, block_tokens: 16, context: 64 };
-    let shape = RankShape { stripes, plan: &plan, compute: ComputeType::F32, cache };
+    let shape = RankShape {
+        stripes,
+        plan: &plan,
+        experts: ExpertCut::Stripe,
+        compute: ComputeType::F32,
+        cache,
+    };
     Decoder::load(device, golden.spec.clone(), shape, &golden.checkpoint, &mut |_| true)
 }
 
@@ -84,7 +90,13 @@ fn a_rank_reads_its_stripes_only() {
         let plan =
             RankPlan { rank: 0, node: NodeId(1), device: 0, stripes, weight_bytes: 0, kv_bytes: 0 };
         let cache = CacheSize { blocks: 1, block_tokens: 16, context: 16 };
-        let shape = RankShape { stripes: 8, plan: &plan, compute: ComputeType::F32, cache };
+        let shape = RankShape {
+            stripes: 8,
+            plan: &plan,
+            experts: ExpertCut::Stripe,
+            compute: ComputeType::F32,
+            cache,
+        };
         let device = CpuDevice::new(1, None).expect("a CPU device");
         let mut last = (0, 0);
         let spec = golden.spec.clone();

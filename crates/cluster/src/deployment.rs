@@ -4,7 +4,7 @@ use core::net::Ipv6Addr;
 use std::sync::Arc;
 
 use model::{ComputeType, ModelSpec};
-use planner::{DeviceSpec, stripes};
+use planner::{DeviceSpec, ExpertCut, stripes};
 
 /// Most bytes of a name, a version or a kernel class.
 const NAME_MAX: usize = 128;
@@ -24,6 +24,8 @@ pub struct Deployment {
     pub spec: Arc<ModelSpec>,
     /// What the weights are kept in.
     pub compute: ComputeType,
+    /// How experts are divided among stripes.
+    pub experts: ExpertCut,
     /// Stripes the model is cut into; `None` is the model's default.
     pub stripes: Option<usize>,
     /// Ranks of a group; at least one, at most the number of stripes.

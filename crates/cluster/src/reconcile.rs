@@ -57,6 +57,7 @@ fn next_plan(state: &ClusterState, deployment: &Deployment) -> Result<ShardPlan,
     let limits = Limits {
         stripes: Some(deployment.stripe_count()),
         ranks: Some(deployment.ranks),
+        experts: deployment.experts,
         compute: deployment.compute,
         kv_blocks: deployment.kv_blocks,
         block_tokens: deployment.block_tokens,

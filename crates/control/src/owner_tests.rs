@@ -19,6 +19,7 @@ fn owner(ranks: usize) -> Owner {
         model: "tiny".to_owned(),
         digest: "abc123".to_owned(),
         spec: Arc::new(spec),
+        experts: planner::ExpertCut::Stripe,
         compute: ComputeType::F32,
         stripes: Some(8),
         ranks,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use compute::{CacheShape, CacheValue, Device, DeviceError, Precision, RopeTable, WeightSource};
 use model::{ComputeType, ModelSpec, Part};
-use planner::{PlanError, RankPlan};
+use planner::{ExpertCut, PlanError, RankPlan};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::forward::{Decoder, Scratch};
@@ -35,6 +35,8 @@ pub struct RankShape<'a> {
     pub stripes: usize,
     /// The rank's part of the plan.
     pub plan: &'a RankPlan,
+    /// How experts are divided among stripes.
+    pub experts: ExpertCut,
     /// What the weights are kept in.
     pub compute: ComputeType,
     /// The KV cache.
@@ -110,9 +112,10 @@ impl<D: Device> Decoder<D> {
         checkpoint: &Checkpoint,
         progress: &mut dyn FnMut(LoadProgress) -> bool,
     ) -> Result<Self, LoadError> {
-        let RankShape { stripes, plan, compute, cache } = shape;
+        let RankShape { stripes, plan, experts, compute, cache } = shape;
         planner::stripes::validate(&spec, stripes)?;
-        let layout = layout(stripes, &plan.stripes)?;
+        let mut layout = layout(stripes, &plan.stripes)?;
+        (layout.block, layout.experts) = (spec.format.block(), experts);
         let context = cache.context.min(spec.context);
         let mut loader = Loader {
             device: &device,
@@ -201,7 +204,7 @@ fn layout(stripes: usize, own: &[usize]) -> Result<Layout, LoadError> {
     if !ascending || !inside {
         return Err(LoadError::Stripes { own: own.to_vec(), stripes });
     }
-    Ok(Layout { stripes, own: own.to_vec() })
+    Ok(Layout { stripes, own: own.to_vec(), block: 1, experts: ExpertCut::Stripe })
 }
 
 fn precision(compute: ComputeType) -> Precision {
@@ -209,13 +212,14 @@ fn precision(compute: ComputeType) -> Precision {
         ComputeType::F32 => Precision::F32,
         ComputeType::Bf16 => Precision::Bf16,
         ComputeType::Int8 => Precision::Int8,
+        ComputeType::Int4 => Precision::Int4,
     }
 }
 
 fn edge_precision(compute: ComputeType) -> Precision {
     match compute {
         ComputeType::F32 => Precision::F32,
-        ComputeType::Bf16 | ComputeType::Int8 => Precision::Bf16,
+        ComputeType::Bf16 | ComputeType::Int8 | ComputeType::Int4 => Precision::Bf16,
     }
 }
 

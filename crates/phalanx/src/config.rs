@@ -6,8 +6,9 @@ use anyhow::{Context, bail, ensure};
 use cluster::Deployment;
 use gateway::{GatewayConfig, RequestLimits};
 use model::ComputeType;
+use planner::ExpertCut;
 
-use crate::args::{Compute, Deploy};
+use crate::args::{Compute, Deploy, Experts, Quantize};
 use crate::model_dir::ModelDir;
 
 /// KV cache that is kept where one context needs less, in tokens.
@@ -94,11 +95,11 @@ pub(crate) fn deployment(
         model: served_names(deploy, model)[0].clone(),
         digest: model.digest.to_string(),
         spec: Arc::clone(spec),
-        compute: match deploy.compute {
-            Compute::F32 => ComputeType::F32,
-            Compute::Bf16 => ComputeType::Bf16,
-            Compute::Int8 => ComputeType::Int8,
+        experts: match deploy.experts {
+            Experts::Stripe => ExpertCut::Stripe,
+            Experts::Whole => ExpertCut::Whole,
         },
+        compute: compute(deploy),
         stripes: Some(stripes),
         ranks,
         kv_blocks: kv_tokens.div_ceil(deploy.block_size),
@@ -107,6 +108,16 @@ pub(crate) fn deployment(
         step_tokens: deploy.max_num_batched_tokens,
         context,
     })
+}
+
+/// What enters products.
+fn compute(deploy: &Deploy) -> ComputeType {
+    match (deploy.quantize, deploy.compute) {
+        (Some(Quantize::Q8), _) | (None, Compute::Int8) => ComputeType::Int8,
+        (Some(Quantize::Q4), _) => ComputeType::Int4,
+        (None, Compute::F32) => ComputeType::F32,
+        (None, Compute::Bf16) => ComputeType::Bf16,
+    }
 }
 
 /// Checks `host:port` as typed: a worker would try for ever to reach what is no address.

@@ -63,6 +63,7 @@ fn fits(deployment: &Deployment, worker: &WorkerConfig) -> anyhow::Result<()> {
     let limits = Limits {
         stripes: deployment.stripes,
         ranks: Some(deployment.ranks),
+        experts: deployment.experts,
         compute: deployment.compute,
         kv_blocks: deployment.kv_blocks,
         block_tokens: deployment.block_tokens,

@@ -123,6 +123,7 @@ fn compute_name(compute: pb::ComputeType) -> &'static str {
         pb::ComputeType::F32 => "f32",
         pb::ComputeType::Bf16 => "bf16",
         pb::ComputeType::Int8 => "int8",
+        pb::ComputeType::Int4 => "int4",
         pb::ComputeType::Unspecified => "unspecified",
     }
 }

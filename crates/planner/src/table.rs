@@ -50,7 +50,7 @@ impl ShardPlan {
     }
 
     fn row(&self, rank: &RankPlan, spec: &ModelSpec) -> Vec<String> {
-        let count = self.stripes;
+        let (count, block) = (self.stripes, spec.format.block());
         let of = |range: &dyn Fn(usize) -> Range<usize>| {
             runs(rank.stripes.iter().map(|&stripe| range(stripe)))
         };
@@ -62,7 +62,7 @@ impl ShardPlan {
                 let width = stripes::width(layer);
                 row.push(of(&|stripe| stripes::query_heads(heads, count, stripe)));
                 row.push(of(&|stripe| stripes::cached_heads(&layer.attention, count, stripe)));
-                row.push(of(&|stripe| stripes::columns(width, count, stripe)));
+                row.push(of(&|stripe| stripes::columns(width, block, count, stripe)));
             }
         }
         row.push(of(&|stripe| stripes::vocab(spec.vocab, count, stripe)));

@@ -4,7 +4,8 @@
 
 use model::{ComputeType, ModelSpec};
 use planner::{
-    DeviceSpec, Limits, NodeId, NodeSpec, PlanError, RankPlan, ShardPlan, Shortage, plan, stripes,
+    DeviceSpec, ExpertCut, Limits, NodeId, NodeSpec, PlanError, RankPlan, ShardPlan, Shortage,
+    plan, stripes,
 };
 
 const GIB: u64 = 1 << 30;
@@ -41,7 +42,14 @@ fn nodes(devices: &[(u64, f64)]) -> Vec<NodeSpec> {
 }
 
 fn limits(ranks: Option<usize>) -> Limits {
-    Limits { stripes: None, ranks, compute: ComputeType::Bf16, kv_blocks: 64, block_tokens: 16 }
+    Limits {
+        stripes: None,
+        ranks,
+        experts: ExpertCut::Stripe,
+        compute: ComputeType::Bf16,
+        kv_blocks: 64,
+        block_tokens: 16,
+    }
 }
 
 fn shares(plan: &ShardPlan) -> Vec<usize> {

@@ -134,6 +134,7 @@ impl Setup {
         let shape = RankShape {
             stripes: plan.stripes,
             plan: &plan.ranks[self.rank],
+            experts: deployment.experts,
             compute: deployment.compute,
             cache: self.formation.cache(),
         };

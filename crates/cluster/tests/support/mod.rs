@@ -23,6 +23,7 @@ pub fn deployment(ranks: usize) -> Deployment {
         model: "tiny".to_owned(),
         digest: "abc123".to_owned(),
         spec: Arc::new(spec()),
+        experts: planner::ExpertCut::Stripe,
         compute: ComputeType::F32,
         stripes: Some(8),
         ranks,

@@ -5,6 +5,7 @@ mod cache;
 mod class;
 mod elementwise;
 mod heads;
+mod int4;
 mod lanes;
 mod math;
 mod matmul;
@@ -242,10 +243,9 @@ impl Device for CpuDevice {
         y: &CpuTensor,
         routes: &Routes,
         rows: &[u32],
-        stripes: usize,
         out: &mut CpuTensor,
     ) -> Result<(), DeviceError> {
-        elementwise::combine_experts(self.hands(), y, (routes, rows), stripes, out)
+        elementwise::combine_experts(self.hands(), y, (routes, rows), out)
     }
 
     fn add(

@@ -4,7 +4,7 @@
 //! kernels read memory straight ahead. Outputs and inner positions beyond the matrix are zeros.
 
 use super::lanes::LANES;
-use super::math::{from_bf16, quantise, to_bf16};
+use super::math::{from_bf16, quantise, quantise4, to_bf16};
 use super::stored::Reader;
 use super::team::{Disjoint, Team};
 use crate::check::filled;
@@ -30,6 +30,15 @@ pub(crate) struct Bf16Step(pub(crate) [[u32; LANES]; 2]);
 pub(crate) struct Int8Step {
     pub(crate) scales: [[f32; LANES]; 2],
     pub(crate) bytes: [[[[u8; 4]; LANES]; 2]; 8],
+}
+
+/// A block of 32 inner positions: a scale per output, and `[eight positions][half][lane]` bytes of
+/// two: positions 0 to 3 in the low halves, 4 to 7 in the high ones, 8 added to each.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Int4Step {
+    pub(crate) scales: [[f32; LANES]; 2],
+    pub(crate) bytes: [[[[u8; 4]; LANES]; 2]; 4],
 }
 
 /// How the steps of a precision are filled and read back.
@@ -98,6 +107,29 @@ impl PackedStep for Int8Step {
     }
 }
 
+impl PackedStep for Int4Step {
+    const ZERO: Self = Int4Step { scales: [[0.0; LANES]; 2], bytes: [[[[0x88; 4]; LANES]; 2]; 4] };
+    const DEPTH: usize = 32;
+
+    #[inline(always)]
+    fn set(&mut self, o: usize, values: &[f32]) {
+        let mut q = [8; 32];
+        self.scales[o / LANES][o % LANES] = quantise4(values, &mut q);
+        for (group, q) in self.bytes.iter_mut().zip(q.as_chunks::<8>().0) {
+            for (j, byte) in group[o / LANES][o % LANES].iter_mut().enumerate() {
+                *byte = q[j] | q[j + 4] << 4;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn get(&self, o: usize, k: usize) -> f32 {
+        let byte = self.bytes[k / 8][o / LANES][o % LANES][k % 4];
+        let q = byte >> (k % 8 / 4 * 4) & 15;
+        (f32::from(q) - 8.0) * self.scales[o / LANES][o % LANES]
+    }
+}
+
 /// A packed matrix `[outputs, inputs]`.
 #[derive(Debug, Clone)]
 pub struct CpuMatrix {
@@ -112,6 +144,7 @@ pub(crate) enum Panels {
     F32(Vec<F32Step>),
     Bf16(Vec<Bf16Step>),
     Int8(Vec<Int8Step>),
+    Int4(Vec<Int4Step>),
 }
 
 impl CpuMatrix {
@@ -131,6 +164,7 @@ impl CpuMatrix {
             Panels::F32(_) => Precision::F32,
             Panels::Bf16(_) => Precision::Bf16,
             Panels::Int8(_) => Precision::Int8,
+            Panels::Int4(_) => Precision::Int4,
         }
     }
 
@@ -140,6 +174,7 @@ impl CpuMatrix {
             Panels::F32(steps) => size_of_val(steps.as_slice()),
             Panels::Bf16(steps) => size_of_val(steps.as_slice()),
             Panels::Int8(steps) => size_of_val(steps.as_slice()),
+            Panels::Int4(steps) => size_of_val(steps.as_slice()),
         }
     }
 
@@ -149,6 +184,7 @@ impl CpuMatrix {
             Panels::F32(steps) => read_row(steps, self.inputs, o, out),
             Panels::Bf16(steps) => read_row(steps, self.inputs, o, out),
             Panels::Int8(steps) => read_row(steps, self.inputs, o, out),
+            Panels::Int4(steps) => read_row(steps, self.inputs, o, out),
         }
     }
 }
@@ -175,6 +211,7 @@ pub(crate) fn pack(
         Precision::F32 => Panels::F32(fill(team, &reader)?),
         Precision::Bf16 => Panels::Bf16(fill(team, &reader)?),
         Precision::Int8 => Panels::Int8(fill(team, &reader)?),
+        Precision::Int4 => Panels::Int4(fill(team, &reader)?),
     };
     Ok(CpuMatrix { outputs, inputs, panels })
 }

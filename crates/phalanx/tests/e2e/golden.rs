@@ -13,7 +13,7 @@ fn golden(name: &str) -> Value {
 }
 
 /// Every prompt's greedy continuation and its logprobs, up to the first near-tie.
-fn check(name: &str, http: &Http) {
+pub(crate) fn check(name: &str, http: &Http) {
     let golden = golden(name);
     for (label, prompt) in golden["prompts"].as_object().expect("prompts") {
         let answer = http.complete(&json!({

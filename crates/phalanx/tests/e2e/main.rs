@@ -4,5 +4,6 @@ mod bad_input;
 mod bad_models;
 mod cluster;
 mod demo;
+mod gguf;
 mod golden;
 mod harness;
