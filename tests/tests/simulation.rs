@@ -50,7 +50,7 @@ fn two_thousand_seeds_pass() {
             // A simulation in which nothing happens would pass too.
             assert!(stats.elections > SEEDS && stats.crashes > SEEDS && stats.changes > SEEDS);
             assert!(stats.commits > 50 * SEEDS && stats.reads > 20 * SEEDS);
-            assert!(stats.restored > SEEDS / 2 && stats.forged > 100 && stats.faults.len() == 11);
+            assert!(stats.restored > SEEDS / 2 && stats.forged > 100 && stats.faults.len() == 12);
         }
         Err(failed) => panic!("{failed}"),
     }

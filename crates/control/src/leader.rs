@@ -22,6 +22,9 @@ use crate::replica::{MemberChange, ReplicaStatus};
 /// Pause before a group is placed again after a rank failed; doubles up to the longest.
 const FIRST_PAUSE: u64 = 250;
 const LONGEST_PAUSE: u64 = 30_000;
+/// Pause after a proposal that the log did not take: leadership is on its way to another, or the
+/// disk is full. Neither is over in the same instant.
+const WAVERING: u64 = 50;
 
 /// How patient the leader is, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,6 +164,13 @@ enum Subject {
     Members,
 }
 
+impl Subject {
+    /// Whether it comes from a report, which is not made twice; everything else is found again.
+    fn said_once(self) -> bool {
+        matches!(self, Self::Rank(..) | Self::Group(_))
+    }
+}
+
 /// Until when a group is not placed, and how long the next pause would be.
 #[derive(Debug, Clone, Copy)]
 struct Pause {
@@ -181,7 +191,11 @@ pub struct Leader {
     now: u64,
     contacts: BTreeMap<NodeId, Contact>,
     sessions: BTreeMap<SessionId, Session>,
-    pending: BTreeMap<u64, Subject>,
+    pending: BTreeMap<u64, (Subject, Option<Command>)>,
+    /// What workers said, and the log did not take: said once, so it is proposed again.
+    again: Vec<(Subject, Command)>,
+    /// Nothing is proposed before, except joins.
+    wavers: u64,
     next_number: u64,
     pauses: BTreeMap<GroupId, Pause>,
     progress: Progress,
@@ -213,6 +227,8 @@ impl Leader {
             contacts: BTreeMap::new(),
             sessions: BTreeMap::new(),
             pending: BTreeMap::new(),
+            again: Vec::new(),
+            wavers: 0,
             next_number: first_number,
             pauses: BTreeMap::new(),
             progress: Progress::new(),
@@ -250,7 +266,10 @@ impl Leader {
             Input::Changed { events } => self.changed(sight.cluster, &events),
             Input::Tick => {}
         }
-        if self.leading {
+        if self.leading && self.now >= self.wavers {
+            for (subject, command) in std::mem::take(&mut self.again) {
+                self.propose(subject, command);
+            }
             self.leases(sight.cluster);
             self.plan(sight.cluster);
             self.members(sight);
@@ -275,27 +294,40 @@ impl Leader {
         self.contacts.clear();
         self.sessions.clear();
         self.pending.clear();
+        self.again.clear();
+        self.wavers = 0;
         self.pauses.clear();
         self.progress.clear();
         self.caught_up.clear();
     }
 
     fn is_pending(&self, subject: Subject) -> bool {
-        self.pending.values().any(|other| *other == subject)
+        self.pending.values().any(|(other, _)| *other == subject)
     }
 
-    fn number(&mut self, subject: Subject) -> u64 {
+    fn number(&mut self, subject: Subject, command: Option<Command>) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
-        self.pending.insert(number, subject);
+        self.pending.insert(number, (subject, command));
         number
     }
 
     /// Proposes a change unless one about the same thing is under way.
     fn propose(&mut self, subject: Subject, command: Command) {
-        if self.leading && !self.is_pending(subject) {
-            let number = self.number(subject);
-            self.out.push(Output::Propose { number, command });
+        if !self.leading || self.is_pending(subject) {
+            return;
+        }
+        if self.now < self.wavers && !matches!(subject, Subject::Join(_)) {
+            return self.say_again(subject, command);
+        }
+        let kept = subject.said_once().then(|| command.clone());
+        let number = self.number(subject, kept);
+        self.out.push(Output::Propose { number, command });
+    }
+
+    fn say_again(&mut self, subject: Subject, command: Command) {
+        if subject.said_once() && self.again.iter().all(|(other, _)| *other != subject) {
+            self.again.push((subject, command));
         }
     }
 
@@ -314,7 +346,7 @@ impl Leader {
             ),
         };
         for command in cluster::reconcile(cluster, &observation) {
-            let number = self.number(Subject::Plan);
+            let number = self.number(Subject::Plan, None);
             self.out.push(Output::Propose { number, command });
         }
     }
@@ -325,7 +357,13 @@ impl Leader {
         number: u64,
         outcome: Option<Result<Vec<Event>, Rejected>>,
     ) {
-        let Some(subject) = self.pending.remove(&number) else { return };
+        let Some((subject, command)) = self.pending.remove(&number) else { return };
+        if outcome.is_none() {
+            self.wavers = self.now + WAVERING;
+            if let Some(command) = command {
+                self.say_again(subject, command);
+            }
+        }
         match (subject, outcome) {
             (Subject::Join(session), Some(Ok(_))) => self.admit(cluster, session),
             (Subject::Join(session), Some(Err(why))) => {

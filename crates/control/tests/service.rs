@@ -239,3 +239,21 @@ async fn shutting_down_ends_sessions_and_the_control_plane() {
     let ended = tokio::time::timeout(support::PATIENCE, coordinator.handle.task).await;
     ended.unwrap().unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_with_a_whole_snapshot_passes_and_a_larger_one_does_not() {
+    let coordinator = coordinator(1).await;
+    let token = coordinator.token(Role::Coordinator, 1);
+    let (_, peer) = coordinator.enrol(&token, identity::random().unwrap()).await.unwrap();
+    let mut client = coordinator.client(&peer).await;
+    let of_size = |bytes: usize| {
+        let context = vec![1; bytes].into();
+        let message = Some(pb::RaftMessage { context, ..Default::default() });
+        tokio_stream::iter([pb::RaftEnvelope { message, ..Default::default() }])
+    };
+    // What it says is refused behind this; here it is a matter of room.
+    client.messages(of_size(control::replica::SNAPSHOT_MAX)).await.unwrap();
+    let over = client.messages(of_size(wire::transport::CONTROL_MESSAGE_MAX)).await;
+    assert_eq!(over.unwrap_err().code(), Code::OutOfRange);
+    coordinator.join(1).await;
+}

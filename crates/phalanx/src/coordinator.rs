@@ -23,6 +23,9 @@ use crate::process::{self, Announcement};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two attempts.
 const RETRY: Duration = Duration::from_millis(200);
+/// How long a coordinator that was removed goes on: those that stay may still need its vote to
+/// learn that it was, and its last requests end.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// What a coordinator serves, and where.
 pub(crate) struct Roles {
@@ -105,6 +108,13 @@ pub(crate) async fn serve(roles: Roles, shutdown: CancellationToken) -> anyhow::
     let serving = gateway::serve(http, gateway, running.view.clone(), tls, ended);
     tokio::pin!(serving);
     let mut removed = running.removed.clone();
+    let dismissed = async move {
+        if removed.wait_for(|removed| *removed).await.is_err() {
+            return std::future::pending().await;
+        }
+        tracing::warn!(seconds = FAREWELL.as_secs(), "removed from the cluster; ending soon");
+        tokio::time::sleep(FAREWELL).await;
+    };
     tokio::select! {
         served = &mut serving => {
             shutdown.cancel();
@@ -120,7 +130,7 @@ pub(crate) async fn serve(roles: Roles, shutdown: CancellationToken) -> anyhow::
             wishing.abort();
             Ok(serving.await?)
         }
-        Ok(_) = removed.wait_for(|removed| *removed) => {
+        () = dismissed => {
             bail!("this coordinator was removed from the cluster; its data directory is of no \
                    more use")
         }

@@ -13,6 +13,9 @@ use crate::args;
 
 /// Between two rounds of asking.
 const RETRY: Duration = Duration::from_millis(250);
+/// How long one coordinator may take to be reached. One that waits to be let in itself has its port
+/// open and does not answer there yet: the next one may.
+const CONNECT: Duration = Duration::from_secs(2);
 /// How long nothing is said of it.
 const QUIET: Duration = Duration::from_secs(3);
 /// Keeps the number under which this node asks, so that it gets one identity however often it
@@ -119,7 +122,9 @@ async fn enrol(
     tls: &Tls,
     request: pb::EnrolRequest,
 ) -> Result<pb::EnrolReply, Refused> {
-    let channel = transport::connect(address, Expect::AnyCoordinator, tls).await;
+    let connecting = transport::connect(address, Expect::AnyCoordinator, tls);
+    let channel = tokio::time::timeout(CONNECT, connecting).await;
+    let channel = channel.map_err(|_| Refused::ForNow("no answer".to_owned()))?;
     let channel = channel.map_err(|error| Refused::ForNow(error.to_string()))?;
     let reply = transport::coordinator_client(channel).enrol(request).await;
     reply.map(tonic::Response::into_inner).map_err(|status| {

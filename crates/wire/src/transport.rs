@@ -27,8 +27,11 @@ use crate::pb::worker_server::{Worker, WorkerServer};
 pub use dial::ConnectError;
 pub use incoming::{Caller, Connection, Handshakes, Incoming, incoming};
 
-/// Most bytes of one message, sent or received, on either side.
+/// Most bytes of one message to or from a worker.
 pub const MESSAGE_MAX: usize = 16 << 20;
+/// Most bytes of one message between coordinators or to one: a snapshot of the cluster's state in
+/// one piece is the largest.
+pub const CONTROL_MESSAGE_MAX: usize = 66 << 20;
 /// How long a connection attempt may take, its handshake included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often an idle connection is probed, so that a peer that vanished without a word is noticed.
@@ -103,8 +106,8 @@ pub fn server() -> Server {
 /// The Coordinator service of `inner`, with the message limit.
 pub fn coordinator_server<T: Coordinator>(inner: T) -> CoordinatorServer<T> {
     CoordinatorServer::new(inner)
-        .max_decoding_message_size(MESSAGE_MAX)
-        .max_encoding_message_size(MESSAGE_MAX)
+        .max_decoding_message_size(CONTROL_MESSAGE_MAX)
+        .max_encoding_message_size(CONTROL_MESSAGE_MAX)
 }
 
 /// The Worker service of `inner`, with the message limit.
@@ -117,8 +120,8 @@ pub fn worker_server<T: Worker>(inner: T) -> WorkerServer<T> {
 /// A client of the Coordinator service, with the message limit.
 pub fn coordinator_client(channel: Channel) -> CoordinatorClient<Channel> {
     CoordinatorClient::new(channel)
-        .max_decoding_message_size(MESSAGE_MAX)
-        .max_encoding_message_size(MESSAGE_MAX)
+        .max_decoding_message_size(CONTROL_MESSAGE_MAX)
+        .max_encoding_message_size(CONTROL_MESSAGE_MAX)
 }
 
 /// A client of the Worker service, with the message limit.

@@ -15,7 +15,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use wire::{Order, Report, pb, transport};
+use wire::{Held, Order, Report, pb, transport};
 
 use self::lease::{Beats, Lease};
 use crate::WorkerError;
@@ -63,7 +63,7 @@ impl Session {
         let lease = Arc::new(Lease::default());
         // Ranks report for as long as they live, whatever becomes of sessions.
         let (up, mut ranks) = channel::unbounded_channel();
-        let watching = self.watch(Arc::clone(&lease));
+        let watching = self.watch(Arc::clone(&lease), up.clone());
         let working = async {
             let mut targets = self.coordinators.iter().cycle();
             let mut hint = None;
@@ -105,13 +105,19 @@ impl Session {
     }
 
     /// Fences the worker whenever its lease has run out: somebody else may hold its ranks by then.
-    async fn watch(&self, lease: Arc<Lease>) {
+    /// It says so, too: a leader that is being joined just now was told of ranks that are gone.
+    async fn watch(&self, lease: Arc<Lease>, up: channel::UnboundedSender<Report>) {
         loop {
             tokio::time::sleep(lease.left().max(RETRY)).await;
             if lease.left().is_zero() && !self.groups.is_empty() {
                 tracing::warn!("the lease ran out: this worker lets go of its groups");
+                let held = self.groups.held();
                 let groups = Arc::clone(&self.groups);
                 let _ = tokio::task::spawn_blocking(move || groups.retire_all()).await;
+                for Held { group, epoch, rank, .. } in held {
+                    let reason = "its lease ran out".to_owned();
+                    let _ = up.send(Report::Failed { group, epoch, rank, reason });
+                }
             }
         }
     }

@@ -24,10 +24,13 @@ impl<W: Workload> World<W> {
         if self.healed && client != 0 {
             return Ok(());
         }
-        let (keys, reads) = (self.plan.keys, self.plan.reads);
-        let now = self.now;
+        let (keys, reads, now) = (self.plan.keys, self.plan.reads, self.now);
         if let Some(known) = self.clients.get_mut(client as usize) {
-            known.begin(now, keys, if client == 0 { 0 } else { reads });
+            let unique = known.unique();
+            // The first client writes, to see whether anybody can.
+            let reads = if client == 0 { 0 } else { reads };
+            let wish = W::wish(&mut known.rng, keys, reads, unique);
+            known.begin(now, wish);
         }
         self.ask(client)
     }
@@ -54,7 +57,7 @@ impl<W: Workload> World<W> {
         let Some(process) = process else { return Ok(()) };
         let input = match wish {
             Wish::Write { .. } => {
-                let request = process.request(Waiting::Write { client, serial });
+                let request = process.request(Waiting::Write { client, serial, wish });
                 Input::Propose { request, command: W::command(request_id(client, serial), wish) }
             }
             Wish::Read { key } => {
@@ -85,7 +88,7 @@ impl<W: Workload> World<W> {
                 _ => self.stats.writes += 1,
             }
             self.trace.line(now, || format!("client {id}: {done:?} by {node}"));
-            self.history.push(done);
+            self.history.extend(done);
             return self.rest(id);
         }
         if serial == client.serial
@@ -131,7 +134,7 @@ impl<W: Workload> World<W> {
     /// Nodes stop waiting for what nobody waits for.
     fn forget(&mut self, client: u64, serial: u64) -> Checked {
         let mine = |waiting: &Waiting| match waiting {
-            Waiting::Write { client: c, serial: s }
+            Waiting::Write { client: c, serial: s, .. }
             | Waiting::Read { client: c, serial: s, .. } => (*c, *s) == (client, serial),
             Waiting::Change => false,
         };

@@ -71,16 +71,23 @@ impl Bytes {
         self.inner().full = full;
     }
 
-    /// The power comes back: of what was not synced, each write is there, not there, or torn.
-    pub fn restart(&self, rng: &mut Rng) {
+    /// The power fails now.
+    pub fn kill(&self) {
+        self.inner().dead = true;
+    }
+
+    /// The power comes back: of what was not synced, each write is there, not there, or torn. Which
+    /// of these depends on `seed` and on where the write went, not on when.
+    pub fn restart(&self, seed: u64) {
         let mut inner = self.inner();
         let inner = &mut *inner;
         (inner.dead, inner.left) = (false, None);
         for undone in std::mem::take(&mut inner.undone) {
+            let mut rng = Rng::new(seed, undone.place());
             match rng.below(3) {
                 0 => {}
                 1 => undone.apply(&mut inner.sure),
-                _ => undone.torn(rng).apply(&mut inner.sure),
+                _ => undone.torn(&mut rng).apply(&mut inner.sure),
             }
         }
         inner.seen.clone_from(&inner.sure);
@@ -99,6 +106,14 @@ impl Bytes {
 }
 
 impl Undone {
+    /// Where it went.
+    fn place(&self) -> u64 {
+        match self {
+            Self::Write { offset, .. } => *offset as u64,
+            Self::Length(length) => u64::MAX - *length as u64,
+        }
+    }
+
     fn apply(&self, file: &mut Vec<u8>) {
         match self {
             Self::Length(length) => file.resize(*length, 0),
@@ -202,14 +217,13 @@ mod tests {
     fn what_is_synced_stays_and_the_rest_may_tear_at_sectors() {
         let mut seen = std::collections::BTreeSet::new();
         for seed in 0..200 {
-            let mut rng = Rng::new(seed, 0);
             let file = Bytes::new(false);
             file.set_len(2048).unwrap();
             file.write(0, &[1; 2048]).unwrap();
             file.sync_data().unwrap();
             file.write(256, &[2; 1024]).unwrap();
             assert_eq!(bytes(&file).iter().filter(|byte| **byte == 2).count(), 1024);
-            file.restart(&mut rng);
+            file.restart(seed);
             let found = bytes(&file);
             assert_eq!((found.len(), &found[..256]), (2048, &[1; 256][..]));
             seen.insert(found.iter().filter(|byte| **byte == 2).count());
@@ -223,7 +237,7 @@ mod tests {
         file.cut(Some(1));
         file.set_len(10).unwrap();
         assert!(file.write(0, &[1]).is_err() && file.sync_data().is_err() && file.is_dead());
-        file.restart(&mut Rng::new(1, 0));
+        file.restart(1);
         assert!(file.set_len(20).is_ok());
     }
 
@@ -234,7 +248,7 @@ mod tests {
             file.set_len(8).unwrap();
             file.write(0, &[7; 8]).unwrap();
             file.sync_data().unwrap();
-            file.restart(&mut Rng::new(seed, 0));
+            file.restart(seed);
             bytes(&file) != [7; 8]
         });
         assert!(lost);

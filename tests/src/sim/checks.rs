@@ -5,6 +5,7 @@ use std::fmt;
 
 use control::replica::Machine;
 
+use super::run::Mutation;
 use super::workload::{AppliedRecord, Workload};
 
 /// Something that must never happen, in words.
@@ -52,10 +53,14 @@ pub struct Checks<W: Workload> {
     changed: u64,
     /// The replica that nothing happens to.
     reference: W::Machine,
+    /// What the workload's own checks remember.
+    pub ledger: W::Ledger,
 }
 
-impl<W: Workload> Default for Checks<W> {
-    fn default() -> Self {
+impl<W: Workload> Checks<W> {
+    /// Nothing seen yet. A mistake of the machine is the reference's too: it must be found by what
+    /// must hold, not by comparison.
+    pub fn new(mutation: Option<Mutation>) -> Self {
         Self {
             leaders: BTreeMap::new(),
             votes: BTreeMap::new(),
@@ -65,12 +70,11 @@ impl<W: Workload> Default for Checks<W> {
             commands: BTreeMap::new(),
             hashes: BTreeMap::new(),
             changed: 0,
-            reference: W::machine(),
+            reference: W::machine(mutation),
+            ledger: W::Ledger::default(),
         }
     }
-}
 
-impl<W: Workload> Checks<W> {
     /// `node` says that it leads `term`; `log` gives the terms of its entries. True when new.
     ///
     /// # Errors
@@ -154,7 +158,8 @@ impl<W: Workload> Checks<W> {
         ensure(outcome == record.outcome, || {
             format!("{node} got {:?} at {index}, expected {outcome:?}", record.outcome)
         })?;
-        W::check(&self.reference).map_err(|what| Violation(format!("at {index}: {what}")))?;
+        W::check(&mut self.ledger, &self.reference, record)
+            .map_err(|what| Violation(format!("at {index}: {what}")))?;
         self.commands.insert(index, record.clone());
         Ok(())
     }

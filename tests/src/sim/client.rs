@@ -35,6 +35,8 @@ pub enum Answer {
     Wrote(Option<Value>),
     /// Read.
     Saw(Value),
+    /// It can have no effect.
+    Nothing,
     /// Not here, not now; perhaps at that node.
     Retry(Option<u64>),
 }
@@ -72,18 +74,15 @@ impl Client {
         Self { id, serial: 0, asked: None, guess: None, rng }
     }
 
+    /// The number that its next operation has and no other operation of any client.
+    pub fn unique(&self) -> u64 {
+        self.id * 1_000_000 + self.serial + 1
+    }
+
     /// Begins another operation.
-    pub fn begin(&mut self, now: u64, keys: u64, reads: u64) -> Asked {
+    pub fn begin(&mut self, now: u64, wish: Wish) {
         self.serial += 1;
-        let key = self.rng.below(keys);
-        let wish = if self.rng.chance(reads) {
-            Wish::Read { key }
-        } else {
-            Wish::Write { key, value: Some(self.id * 1_000_000 + self.serial) }
-        };
-        let asked = Asked { wish, from: now, attempt: 0 };
-        self.asked = Some(asked);
-        asked
+        self.asked = Some(Asked { wish, from: now, attempt: 0 });
     }
 
     /// The id of the operation under way.
@@ -101,16 +100,20 @@ impl Client {
         }
     }
 
-    /// Takes an answer to operation `serial`; the finished operation, if this finished it.
-    pub fn answered(&mut self, now: u64, serial: u64, answer: Answer) -> Option<Operation> {
+    /// Takes an answer to operation `serial`; whether this ended it, and as what, if it counts.
+    pub fn answered(&mut self, now: u64, serial: u64, answer: Answer) -> Option<Option<Operation>> {
         let asked = self.asked.filter(|_| serial == self.serial)?;
         let act = match (asked.wish, answer) {
             (Wish::Write { value, .. }, Answer::Wrote(before)) => Act::Write { value, before },
             (Wish::Read { .. }, Answer::Saw(value)) => Act::Read(value),
+            (_, Answer::Nothing) => {
+                self.asked = None;
+                return Some(None);
+            }
             _ => return None,
         };
         self.asked = None;
-        Some(Operation { key: asked.key(), act, from: asked.from, to: Some(now) })
+        Some(Some(Operation { key: asked.key(), act, from: asked.from, to: Some(now) }))
     }
 
     /// Gives up: the operation as nobody knows whether it happened. Reads leave no trace.

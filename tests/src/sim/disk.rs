@@ -1,14 +1,18 @@
 //! A disk that outlives the process that writes it, and fails in the ways that disks do.
 //!
 //! What is stored is a [`LogImage`], and a write is what [`LogImage::apply`] says: atomic, as the
-//! real store makes it. The real store over bytes that get lost and torn is in `bytes.rs`.
+//! real store makes it. In some runs the real store itself stands on a disk of bytes that get lost
+//! and torn (`bytes.rs`), and the image here says what it must hold.
 
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
-use control::replica::{Batch, EntryKind, LogEntry, LogId, LogImage, LogStore, StoreError};
+use control::replica::{
+    Batch, EntryKind, LogEntry, LogId, LogImage, LogStore, RedbStore, StoreError,
+};
 
+use super::bytes::Bytes;
 use super::rng::Rng;
 
 /// A disk that does not do what it says: what the checkers are tested with.
@@ -51,6 +55,12 @@ struct State {
     writes: u64,
     /// Digests of entries written since then.
     entries: Vec<(LogId, u64)>,
+    /// Where the real store keeps its bytes, in runs that use it.
+    file: Option<Bytes>,
+    /// What was being written as the power failed: it may be there or not.
+    torn: Option<Batch>,
+    /// What the real store did that no store may.
+    wrong: Option<String>,
 }
 
 /// The disk as the world holds it.
@@ -59,13 +69,19 @@ pub struct Platter(Rc<RefCell<State>>);
 
 /// The disk as a process holds it.
 #[derive(Debug)]
-pub struct Disk(Rc<RefCell<State>>);
+pub struct Disk {
+    state: Rc<RefCell<State>>,
+    real: Option<RedbStore>,
+}
 
 impl Platter {
-    /// An empty disk.
-    pub fn new(lie: Option<Lie>) -> Self {
+    /// An empty disk, of bytes under the real store if asked.
+    pub fn new(lie: Option<Lie>, real: bool) -> Self {
         let platter = Self::default();
-        platter.0.borrow_mut().lie = lie;
+        let file = (real && lie.is_none()).then(|| Bytes::new(false));
+        let mut state = platter.0.borrow_mut();
+        (state.lie, state.file) = (lie, file);
+        drop(state);
         platter
     }
 
@@ -73,7 +89,22 @@ impl Platter {
     pub fn open(&self) -> Disk {
         let mut state = self.0.borrow_mut();
         (state.dead, state.cut) = (false, None);
-        Disk(Rc::clone(&self.0))
+        let real = state.file.clone().map(RedbStore::with_backend);
+        Disk { state: Rc::clone(&self.0), real }
+    }
+
+    /// What the real store did that no store may.
+    pub fn wrong(&self) -> Option<String> {
+        self.0.borrow().wrong.clone()
+    }
+
+    /// The power fails: nothing more is written, by a process that ends either.
+    pub fn kill(&self) {
+        let mut state = self.0.borrow_mut();
+        state.dead = true;
+        if let Some(file) = &state.file {
+            file.kill();
+        }
     }
 
     /// Whether a process ever wrote to it.
@@ -83,7 +114,12 @@ impl Platter {
 
     /// Lets power fail at a write to come.
     pub fn cut(&self, cut: Cut) {
-        self.0.borrow_mut().cut = Some(cut);
+        let mut state = self.0.borrow_mut();
+        match &state.file {
+            // A commit of the real store is a dozen operations on its file.
+            Some(file) => file.cut(Some(cut.after * 8 + u64::from(cut.durable))),
+            None => state.cut = Some(cut),
+        }
     }
 
     /// Whether power failed.
@@ -98,12 +134,20 @@ impl Platter {
 
     /// Whether there is no room, from now on.
     pub fn set_full(&self, full: bool) {
-        self.0.borrow_mut().full = full;
+        let mut state = self.0.borrow_mut();
+        state.full = full;
+        if let Some(file) = &state.file {
+            file.set_full(full);
+        }
     }
 
     /// Turns a bit of something stored; what it was. `None` when nothing is stored.
     pub fn flip(&self, rng: &mut Rng) -> Option<String> {
         let mut state = self.0.borrow_mut();
+        if let Some(file) = &state.file {
+            state.damage = file.flip(rng).map(|at| format!("byte {at}"));
+            return state.damage.clone();
+        }
         let mut parts = vec!["hard state".to_owned()];
         parts.extend(state.image.snapshot.iter().map(|_| "snapshot".to_owned()));
         let entries = state.image.entries.iter();
@@ -133,12 +177,19 @@ impl Platter {
 
     /// Takes back a power failure that has not come.
     pub fn mend(&self) {
-        self.0.borrow_mut().cut = None;
+        let mut state = self.0.borrow_mut();
+        state.cut = None;
+        if let Some(file) = &state.file {
+            file.cut(None);
+        }
     }
 
     /// The process is gone: what was not synced may be, too.
     pub fn crash(&self, rng: &mut Rng) {
         let mut state = self.0.borrow_mut();
+        if let Some(file) = &state.file {
+            file.restart(rng.bits());
+        }
         if state.lie.is_some() && !state.unsynced.is_empty() {
             let kept = match state.lie {
                 Some(Lie::SyncedLate) => state.unsynced.len() as u64 - 1,
@@ -208,9 +259,57 @@ impl State {
     }
 }
 
+impl State {
+    /// What the real store found must be what was written, or that and what was being written.
+    fn found(&mut self, found: &LogImage) -> Result<(), StoreError> {
+        let torn = self.torn.take();
+        if *found != self.image
+            && let Some(torn) = torn
+        {
+            self.image.apply(&torn)?;
+        }
+        if *found != self.image {
+            let (last, expected) = (found.last(), self.image.last());
+            self.wrong = Some(format!("the store held up to {last:?}, not {expected:?}"));
+            return Err(StoreError::Io(io::Error::other("the wrong content")));
+        }
+        // A bit that turned where nothing was kept.
+        self.damage = None;
+        Ok(())
+    }
+
+    fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let failed = || StoreError::Io(io::Error::other("the power failed"));
+        if self.dead {
+            return Err(failed());
+        }
+        if let Some(cut) = &mut self.cut {
+            if cut.after > 0 {
+                cut.after -= 1;
+            } else {
+                let durable = cut.durable;
+                self.dead = true;
+                if durable {
+                    self.apply(batch)?;
+                }
+                return Err(failed());
+            }
+        }
+        if self.full {
+            return Err(StoreError::Full);
+        }
+        self.apply(batch)
+    }
+}
+
 impl LogStore for Disk {
     fn load(&mut self) -> Result<LogImage, StoreError> {
-        let state = self.0.borrow();
+        if let Some(real) = &mut self.real {
+            let found = real.load()?;
+            self.state.borrow_mut().found(&found)?;
+            return Ok(found);
+        }
+        let state = self.state.borrow();
         if let Some(what) = &state.damage {
             return Err(StoreError::Corrupt { what: what.clone() });
         }
@@ -219,30 +318,28 @@ impl LogStore for Disk {
     }
 
     fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        let mut state = self.0.borrow_mut();
-        let failed = || StoreError::Io(io::Error::other("the power failed"));
-        if state.dead {
-            return Err(failed());
-        }
-        if let Some(cut) = &mut state.cut {
-            if cut.after > 0 {
-                cut.after -= 1;
-            } else {
-                let durable = cut.durable;
-                state.dead = true;
-                if durable {
-                    state.apply(batch)?;
-                }
-                return Err(failed());
+        let Some(real) = &mut self.real else { return self.state.borrow_mut().write(batch) };
+        let written = real.write(batch);
+        let mut state = self.state.borrow_mut();
+        match &written {
+            Ok(()) => state.apply(batch)?,
+            Err(StoreError::Full) => {}
+            Err(_) => {
+                state.dead = state.file.as_ref().is_some_and(Bytes::is_dead);
+                state.torn = Some(batch.clone());
             }
         }
-        if state.full {
-            return Err(StoreError::Full);
-        }
-        state.apply(batch)
+        written
     }
 
     fn is_low(&self) -> bool {
-        self.0.borrow().full
+        match &self.real {
+            Some(real) => real.is_low(),
+            None => self.state.borrow().full,
+        }
+    }
+
+    fn probe(&mut self) -> Result<(), StoreError> {
+        self.real.as_mut().map_or(Ok(()), LogStore::probe)
     }
 }

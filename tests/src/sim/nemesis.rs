@@ -63,6 +63,7 @@ impl<W: Workload> World<W> {
             Fault::Flip => self.flip(victim),
             Fault::Transfer => return self.hand_over(victim),
             Fault::Duel => self.duel(),
+            Fault::Own => return W::trouble(self),
             Fault::Members => {
                 let wanted = *self.rng.pick(&[1, 2, 3, 3, 4, 5]).expect("six");
                 self.operator.want(wanted, self.rng.chance(400).then_some(victim));
@@ -117,8 +118,9 @@ impl<W: Workload> World<W> {
     fn partition(&mut self, rest: u64) {
         let kinds = [Cut::Camps, Cut::Camps, Cut::OneWay, Cut::Bridge, Cut::Alone, Cut::Lots];
         let kind = *self.rng.pick(&kinds).expect("six");
-        let nodes: Vec<u64> =
+        let mut nodes: Vec<u64> =
             self.nodes.values().filter(|node| node.stays()).map(|node| node.id).collect();
+        nodes.extend(W::bystanders(self));
         self.network.partition(kind, &nodes, &mut self.rng);
         self.trace.line(self.now, || format!("{kind:?}: {:?}", self.network));
         self.after(rest, Event::Rejoin);
@@ -164,13 +166,17 @@ impl<W: Workload> World<W> {
     /// Whether a node may be lost for ever: all others stay, know of every change of members and
     /// will know it after a crash, and can decide without it.
     fn expendable(&self, victim: u64) -> bool {
-        let Some(members) = self.settled_members() else { return false };
+        let Some(members) = self.settled_members().filter(|_| !W::changing(self)) else {
+            return false;
+        };
         let knows = |id: u64| {
             let node = self.nodes.get(&id).filter(|node| node.intact());
             node.is_some_and(|node| node.members == members && node.platter.knows_its_changes())
         };
         let others = members.all().into_iter().all(|id| id.0 == victim || knows(id.0));
-        others && quorum(&members, |id| id != victim)
+        // A learner may get its vote before it is known to be lost: one voter cannot bear that.
+        let counts = !members.is_voter(NodeId(victim)) && members.voters.len() == 1;
+        others && !counts && quorum(&members, |id| id != victim)
     }
 
     /// Asks a node to hand leadership to somebody, or to campaign.
@@ -223,6 +229,8 @@ impl<W: Workload> World<W> {
         self.trace.line(self.now, || "healed");
         self.healed = true;
         self.network.calm();
+        self.wake_all();
+        W::heal(self);
         let ids: Vec<u64> = self.nodes.keys().copied().collect();
         for id in ids {
             self.repaired(id);

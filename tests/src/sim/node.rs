@@ -5,10 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use control::replica::{ClusterId, Fatal, MemberSet, Replica, ReplicaConfig, RoleKind};
 use planner::NodeId;
 
+use super::client::Wish;
 use super::disk::{Disk, Platter};
 use super::plan::{ELECTION_TICKS, HEARTBEAT_TICKS, Plan};
 use super::run::Mutation;
 use super::workload::{Recorder, Workload};
+
+/// Requests of clients have greater numbers than this, those of a process's own duties smaller.
+pub const CLIENTS: u64 = 1 << 62;
 
 /// The node that makes the cluster.
 pub const FIRST: u64 = 1;
@@ -30,6 +34,8 @@ pub struct Process<W: Workload> {
     pub requests: u64,
     /// The term it was last seen to lead.
     pub leads: Option<u64>,
+    /// What it does beside.
+    pub duty: W::Duty,
 }
 
 /// Who waits for an answer.
@@ -41,6 +47,8 @@ pub enum Waiting {
         client: u64,
         /// Its number.
         serial: u64,
+        /// What it was.
+        wish: Wish,
     },
     /// A client's read.
     Read {
@@ -166,7 +174,7 @@ impl<W: Workload> Node<W> {
         self.life += 1;
         self.crash = None;
         let config = self.config(plan);
-        let machine = Recorder::new(W::machine());
+        let machine = Recorder::new(W::machine(mutation), W::HASHES);
         let disk = self.platter.open();
         let mut replica = match (self.platter.is_empty(), self.id) {
             (true, FIRST) => Replica::bootstrap(config, disk, machine)?,
@@ -176,8 +184,9 @@ impl<W: Workload> Node<W> {
         if let Some(mistake) = mutation.and_then(Mutation::mistake) {
             replica.mistake(mistake);
         }
-        let (pending, requests, leads) = (BTreeMap::new(), 0, None);
-        self.process = Some(Process { replica, pending, requests, leads });
+        let (pending, requests, leads) = (BTreeMap::new(), CLIENTS, None);
+        let duty = W::Duty::default();
+        self.process = Some(Process { replica, pending, requests, leads, duty });
         Ok(())
     }
 

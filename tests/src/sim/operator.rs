@@ -15,9 +15,9 @@ const LAG: u64 = 10;
 #[derive(Debug)]
 pub struct Operator {
     /// Members.
-    wanted: usize,
+    pub wanted: usize,
     /// One that is to go, whatever the number.
-    replaced: Option<u64>,
+    pub replaced: Option<u64>,
     /// A node that was made to be added, and is not a member yet.
     joining: Option<u64>,
     /// The number of the next node.
@@ -44,13 +44,21 @@ impl Operator {
 }
 
 impl<W: Workload> World<W> {
-    /// The operator looks at the leader's status and asks for the next change.
+    /// The operator looks.
     pub(super) fn operate(&mut self) -> Checked {
+        let pause = self.rng.range(30_000, 150_000);
+        self.after(pause, Event::Operate);
+        W::operate(self)
+    }
+
+    /// The operator looks at the leader's status and asks for the next change.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn change_members(&mut self) -> Checked {
         if self.healed {
             return Ok(());
         }
-        let pause = self.rng.range(30_000, 150_000);
-        self.after(pause, Event::Operate);
         let Some(leader) = self.leader() else { return Ok(()) };
         let process = self.nodes.get(&leader).and_then(|node| node.process.as_ref());
         let Some(status) = process.map(|process| process.replica.status()) else { return Ok(()) };

@@ -35,12 +35,14 @@ pub enum Fault {
     Transfer,
     /// The leader ends and everybody stands for election at once; some end as they vote.
     Duel,
+    /// Something of the workload's own.
+    Own,
     /// The wanted number of coordinators changes, or a node is to be replaced.
     Members,
 }
 
 /// Every fault.
-pub const FAULTS: [Fault; 11] = [
+pub const FAULTS: [Fault; 12] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::Pause,
@@ -51,6 +53,7 @@ pub const FAULTS: [Fault; 11] = [
     Fault::Flip,
     Fault::Transfer,
     Fault::Duel,
+    Fault::Own,
     Fault::Members,
 ];
 
@@ -87,6 +90,8 @@ pub struct Plan {
     pub check_entries: u64,
     /// Whether nodes keep their log in the real store over a simulated disk.
     pub real_store: bool,
+    /// Whether the whole control plane runs, or replicas of registers only.
+    pub whole: bool,
 }
 
 impl Plan {
@@ -99,10 +104,13 @@ impl Plan {
         let mut faults: Vec<(Fault, u64)> =
             FAULTS.into_iter().map(|fault| (fault, weight(rng))).collect();
         faults.retain(|(_, weight)| *weight > 0);
+        let whole = seed.is_multiple_of(4);
+        // The real store is as slow as a store is: fewer and shorter runs use it.
+        let real_store = rng.chance(60);
         Self {
             seed,
             coordinators: *rng.pick(&[1, 3, 3, 3, 4, 5]).expect("six"),
-            troubled: rng.range(4, 20) * 1_000_000,
+            troubled: rng.range(4, if real_store { 8 } else { 20 }) * 1_000_000,
             between: rng.range(60, 600) * 1_000,
             faults,
             net: NetConfig::draw(rng),
@@ -113,8 +121,12 @@ impl Plan {
             drift: *rng.pick(&[0, 20, 150]).expect("three"),
             snapshot_entries: *rng.pick(&[5, 20, 100, 1_000]).expect("four"),
             keep_entries: *rng.pick(&[0, 3, 50]).expect("three"),
-            check_entries: *rng.pick(&[1, 7, 64]).expect("three"),
-            real_store: false,
+            check_entries: match whole {
+                true => *rng.pick(&[20, 64, 200]).expect("three"),
+                false => *rng.pick(&[1, 7, 64]).expect("three"),
+            },
+            real_store,
+            whole,
         }
     }
 
@@ -128,6 +140,7 @@ impl Plan {
             coordinators: 3,
             snapshot_entries: 1_000,
             real_store: false,
+            whole: false,
             ..Self::draw(seed)
         }
     }

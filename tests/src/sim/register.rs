@@ -6,7 +6,9 @@ use control::replica::{Machine, RestoreError};
 
 use super::client::{Answer, RequestId, Wish};
 use super::linear::Value;
-use super::workload::Workload;
+use super::rng::Rng;
+use super::run::Mutation;
+use super::workload::{AppliedRecord, Workload};
 
 /// Answers that are kept to recognise a repeated request.
 const REMEMBERED: usize = 4_096;
@@ -25,7 +27,9 @@ pub enum Swapped {
 pub struct Registers {
     values: BTreeMap<u64, u64>,
     answers: BTreeMap<RequestId, Value>,
-    order: VecDeque<RequestId>,
+    order: VecDeque<(RequestId, Value)>,
+    /// Over every swap so far, each with what it found.
+    history: [u8; 32],
 }
 
 impl Registers {
@@ -43,11 +47,17 @@ impl Registers {
             None => self.values.remove(&key),
         };
         self.answers.insert(id, before);
-        self.order.push_back(id);
+        self.order.push_back((id, before));
         if self.order.len() > REMEMBERED {
             let oldest = self.order.pop_front();
-            oldest.and_then(|oldest| self.answers.remove(&oldest));
+            oldest.and_then(|(oldest, _)| self.answers.remove(&oldest));
         }
+        let mut swap = self.history.to_vec();
+        swap.extend(id);
+        swap.extend(key.to_be_bytes());
+        put(&mut swap, value);
+        put(&mut swap, before);
+        self.history = *blake3::hash(&swap).as_bytes();
         before
     }
 }
@@ -84,38 +94,45 @@ impl Machine for Registers {
     }
 
     fn snapshot(&self) -> Vec<u8> {
-        let mut out = Vec::new();
+        let mut out = self.history.to_vec();
         out.extend((self.values.len() as u64).to_be_bytes());
         for (key, value) in &self.values {
             out.extend(key.to_be_bytes());
             out.extend(value.to_be_bytes());
         }
-        for id in &self.order {
+        for (id, before) in &self.order {
             out.extend(id);
-            put(&mut out, self.answers.get(id).copied().flatten());
+            put(&mut out, *before);
         }
         out
     }
 
     fn restore(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
         let malformed = || RestoreError("registers".to_owned());
+        let (history, bytes) = bytes.split_first_chunk().ok_or_else(malformed)?;
         let words = words(bytes).ok_or_else(malformed)?;
         let (&count, rest) = words.split_first().ok_or_else(malformed)?;
         let (pairs, answers) = rest.split_at_checked(2 * count as usize).ok_or_else(malformed)?;
-        *self = Self::default();
+        *self = Self { history: *history, ..Self::default() };
         for pair in pairs.chunks_exact(2) {
             self.values.insert(pair[0], pair[1]);
         }
         for answer in answers.chunks_exact(4) {
             let id = super::client::request_id(answer[0], answer[1]);
-            self.answers.insert(id, value(answer[2], answer[3]));
-            self.order.push_back(id);
+            let before = value(answer[2], answer[3]);
+            self.answers.insert(id, before);
+            self.order.push_back((id, before));
         }
         Ok(())
     }
 
     fn hash(&self) -> [u8; 32] {
-        *blake3::hash(&self.snapshot()).as_bytes()
+        let mut out = self.history.to_vec();
+        for (key, value) in &self.values {
+            out.extend(key.to_be_bytes());
+            out.extend(value.to_be_bytes());
+        }
+        *blake3::hash(&out).as_bytes()
     }
 }
 
@@ -125,9 +142,21 @@ pub struct RegisterWorkload;
 
 impl Workload for RegisterWorkload {
     type Machine = Registers;
+    type Duty = ();
+    type Extra = ();
+    type Event = ();
+    type Ledger = ();
 
-    fn machine() -> Registers {
+    fn machine(_mutation: Option<Mutation>) -> Registers {
         Registers::default()
+    }
+
+    fn wish(rng: &mut Rng, keys: u64, reads: u64, unique: u64) -> Wish {
+        let key = rng.below(keys);
+        match rng.chance(reads) {
+            true => Wish::Read { key },
+            false => Wish::Write { key, value: Some(unique) },
+        }
     }
 
     fn command(id: RequestId, wish: Wish) -> Vec<u8> {
@@ -139,10 +168,10 @@ impl Workload for RegisterWorkload {
         out
     }
 
-    fn answer(outcome: &Swapped) -> Answer {
+    fn answer(_wish: Wish, outcome: &Swapped) -> Answer {
         match outcome {
             Swapped::Before(before) => Answer::Wrote(Some(*before)),
-            Swapped::Malformed => Answer::Retry(None),
+            Swapped::Malformed => Answer::Nothing,
         }
     }
 
@@ -150,8 +179,15 @@ impl Workload for RegisterWorkload {
         machine.get(key)
     }
 
-    fn check(_machine: &Registers) -> Result<(), String> {
-        Ok(())
+    fn check(
+        _ledger: &mut (),
+        _machine: &Registers,
+        record: &AppliedRecord<Swapped>,
+    ) -> Result<(), String> {
+        match record.outcome {
+            Swapped::Before(_) => Ok(()),
+            Swapped::Malformed => Err("a malformed command".to_owned()),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use control::replica::{Machine, Mistake};
 
 use super::checks::{Checked, Violation, ensure};
+use super::cluster::ClusterWorkload;
 use super::disk::Lie;
 use super::linear;
 use super::plan::{ELECTION, Plan};
@@ -23,16 +24,19 @@ pub enum Mutation {
     Disk(Lie),
     /// The replica does something else than it should.
     Replica(Mistake),
+    /// Commands about a group are taken whatever epoch they name.
+    EpochUnchecked,
 }
 
 /// Every mutation with its name on the command line. What is sent before it is durable comes in two
 /// forms: a disk whose write returns before it is synced, which is what a sender that does not wait
 /// amounts to, and a replica that answers before it writes, which shows when the write has no room.
-pub const MUTATIONS: [(&str, Mutation); 5] = [
+pub const MUTATIONS: [(&str, Mutation); 6] = [
     ("fsync-skipped", Mutation::Disk(Lie::NeverSynced)),
     ("sent-early", Mutation::Disk(Lie::SyncedLate)),
     ("answered-early", Mutation::Replica(Mistake::AnsweredEarly)),
     ("empty-change-skipped", Mutation::Replica(Mistake::EmptyChangeSkipped)),
+    ("epoch-unchecked", Mutation::EpochUnchecked),
     ("vote-forgotten", Mutation::Disk(Lie::VoteForgotten)),
 ];
 
@@ -52,7 +56,7 @@ impl Mutation {
     pub fn lie(self) -> Option<Lie> {
         match self {
             Self::Disk(lie) => Some(lie),
-            Self::Replica(_) => None,
+            Self::Replica(_) | Self::EpochUnchecked => None,
         }
     }
 
@@ -60,7 +64,7 @@ impl Mutation {
     pub fn mistake(self) -> Option<Mistake> {
         match self {
             Self::Replica(mistake) => Some(mistake),
-            Self::Disk(_) => None,
+            Self::Disk(_) | Self::EpochUnchecked => None,
         }
     }
 }
@@ -118,15 +122,26 @@ pub fn run(seed: u64, mutation: Option<Mutation>, print: bool) -> Result<Passed,
     }
 }
 
+/// Every fourth run is one of the whole control plane, the others are of replicas alone.
 fn run_plan(
+    plan: Plan,
+    mutation: Option<Mutation>,
+    print: bool,
+) -> Result<Passed, (u64, Violation)> {
+    match plan.whole {
+        true => run_world::<ClusterWorkload>(plan, mutation, print),
+        false => run_world::<RegisterWorkload>(plan, mutation, print),
+    }
+}
+
+fn run_world<W: Workload>(
     plan: Plan,
     mutation: Option<Mutation>,
     print: bool,
 ) -> Result<Passed, (u64, Violation)> {
     let mut trace = Trace::new(print);
     trace.line(0, || format!("{plan:?}"));
-    let made = World::<RegisterWorkload>::new(plan, mutation, trace);
-    let mut world = made.map_err(|violation| (0, violation))?;
+    let mut world = World::<W>::new(plan, mutation, trace).map_err(|violation| (0, violation))?;
     match drive(&mut world) {
         Ok(()) => {
             world.stats.time = world.now;
@@ -146,7 +161,7 @@ fn drive<W: Workload>(world: &mut World<W>) -> Checked {
     for client in 1..=clients {
         world.schedule(10_000 * client, Event::Wake(client));
     }
-    world.schedule(50_000, Event::Operate);
+    W::begin(world);
     world.schedule(300_000, Event::Trouble);
     world.run_until(world.plan.troubled)?;
     world.heal()?;
@@ -171,16 +186,19 @@ fn progress<W: Workload>(world: &mut World<W>) -> Checked {
     })
 }
 
-/// Within ten more, clients have their answers, nobody is joint, and everybody has caught up.
+/// Soon after, clients have their answers, nobody is joint, and everybody has caught up.
 fn settle<W: Workload>(world: &mut World<W>) -> Checked {
     let begun = world.now;
-    while world.now < begun + 10 * ELECTION {
+    let mut why = None;
+    while world.now < begun + W::SETTLES * ELECTION {
         world.run_until(world.now + ELECTION / 5)?;
-        if settled(world) {
+        why = if settled(world) { W::unsettled(world) } else { Some("replicas".to_owned()) };
+        if why.is_none() {
             return Ok(());
         }
     }
-    Err(Violation(format!("not settled in ten election timeouts: {}", picture(world))))
+    let (limit, picture) = (W::SETTLES, picture(world));
+    Err(Violation(format!("not settled in {limit} election timeouts: {why:?}{picture}")))
 }
 
 /// Whether nothing is left to do.

@@ -15,6 +15,7 @@ use planner::NodeId;
 
 use super::checks::Violation;
 use super::client::Wish;
+use super::cluster::ClusterWorkload;
 use super::node::Waiting;
 use super::plan::Plan;
 use super::register::RegisterWorkload;
@@ -23,12 +24,20 @@ use super::trace::Trace;
 use super::workload::Workload;
 use super::world::{Event, World};
 
-/// A story with the pictures as they come out.
+/// A story with the pictures as they come out. One that begins with `# whole` is of the whole
+/// control plane, any other of replicas alone.
 ///
 /// # Errors
 /// A violation on the way, or a line that is no command.
 pub fn tell(script: &str) -> Result<String, Violation> {
-    let mut world = World::<RegisterWorkload>::new(Plan::calm(1), None, Trace::new(false))?;
+    match script.starts_with("# whole") {
+        true => tell_in::<ClusterWorkload>(script),
+        false => tell_in::<RegisterWorkload>(script),
+    }
+}
+
+fn tell_in<W: Workload>(script: &str) -> Result<String, Violation> {
+    let mut world = World::<W>::new(Plan::calm(1), None, Trace::new(false))?;
     // Nodes that end stay down until the story starts them.
     world.told = true;
     let mut text = String::new();
@@ -37,13 +46,16 @@ pub fn tell(script: &str) -> Result<String, Violation> {
         for line in commands.lines().filter(|line| !line.starts_with('#')) {
             perform(&mut world, line)?;
         }
-        text += &format!("{commands}\n----{}\n\n", picture(&world));
+        text += &format!("{commands}\n----{}{}\n\n", picture(&world), W::picture(&world));
     }
     Ok(text)
 }
 
-fn perform(world: &mut World<RegisterWorkload>, line: &str) -> Result<(), Violation> {
+fn perform<W: Workload>(world: &mut World<W>, line: &str) -> Result<(), Violation> {
     let words: Vec<&str> = line.split(' ').collect();
+    if let Some(done) = W::perform(world, &words) {
+        return done;
+    }
     let number = |at: usize| {
         let word = words.get(at).and_then(|word| word.parse::<u64>().ok());
         word.ok_or_else(|| Violation(format!("{line}: a number is missing")))
@@ -105,22 +117,23 @@ fn perform(world: &mut World<RegisterWorkload>, line: &str) -> Result<(), Violat
     }
 }
 
-fn leader(world: &World<RegisterWorkload>) -> Result<u64, Violation> {
+fn leader<W: Workload>(world: &World<W>) -> Result<u64, Violation> {
     world.leader().ok_or_else(|| Violation("nobody leads".to_owned()))
 }
 
-fn change(world: &mut World<RegisterWorkload>, change: MemberChange) -> Result<(), Violation> {
+fn change<W: Workload>(world: &mut World<W>, change: MemberChange) -> Result<(), Violation> {
     let leader = leader(world)?;
     world.change(leader, change)
 }
 
-fn write(world: &mut World<RegisterWorkload>, key: u64, value: u64) -> Result<(), Violation> {
+fn write<W: Workload>(world: &mut World<W>, key: u64, value: u64) -> Result<(), Violation> {
     let leader = leader(world)?;
     let process = world.nodes.get_mut(&leader).and_then(|node| node.process.as_mut());
     let Some(process) = process else { return Ok(()) };
     let (client, serial) = (0, process.requests + 1);
-    let request = process.request(Waiting::Write { client, serial });
+    let wish = Wish::Write { key, value: Some(value) };
+    let request = process.request(Waiting::Write { client, serial, wish });
     let id = super::client::request_id(leader, world.now + serial);
-    let command = RegisterWorkload::command(id, Wish::Write { key, value: Some(value) });
+    let command = W::command(id, wish);
     world.feed(leader, Input::Propose { request, command })
 }

@@ -1,6 +1,6 @@
 //! The world: nodes, a network and a clock in one thread, driven by a heap of events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use control::replica::{Fatal, Input, Output, ProposeError, StoreError};
 use planner::NodeId;
@@ -11,21 +11,18 @@ use super::client::{Answer, Client, Wish};
 use super::disk::{Lie, Platter};
 use super::linear::Operation;
 use super::net::Network;
-use super::node::{Crash, FIRST, Gone, Node, Waiting, picture};
+use super::node::{CLIENTS, Crash, FIRST, Gone, Node, Waiting, picture};
 use super::operator::Operator;
 use super::plan::{ELECTION, Plan, TICK};
 use super::rng::Rng;
 use super::run::Mutation;
 use super::stats::Stats;
 use super::trace::Trace;
-use super::workload::Workload;
-
-/// What an application gives.
-pub(super) type Outcome<W> = <<W as Workload>::Machine as control::replica::Machine>::Outcome;
+use super::workload::{Decided, Outcome, Workload};
 
 /// Something that is to happen.
 #[derive(Debug)]
-pub enum Event {
+pub enum Event<W: Workload> {
     /// A tick of a process.
     Tick {
         /// Whose.
@@ -98,6 +95,8 @@ pub enum Event {
     Rejoin,
     /// A disk has room and speed again.
     Repaired(u64),
+    /// Something of the workload's.
+    Own(W::Event),
 }
 
 /// Whether an output is a vote for somebody.
@@ -114,8 +113,12 @@ pub struct World<W: Workload> {
     pub now: u64,
     /// Chance, of everything but clients.
     pub rng: Rng,
-    heap: BTreeMap<(u64, u64), Event>,
+    heap: BTreeMap<(u64, u64), Event<W>>,
     pushed: u64,
+    /// Of the event that is happening.
+    number: u64,
+    /// Events that wait for somebody who stands still.
+    waiting: BTreeSet<u64>,
     /// Every node there ever was.
     pub nodes: BTreeMap<u64, Node<W>>,
     /// Between them.
@@ -138,6 +141,8 @@ pub struct World<W: Workload> {
     pub healed: bool,
     /// Whether somebody tells what is to happen, restarts included.
     pub told: bool,
+    /// What else there is.
+    pub extra: W::Extra,
 }
 
 impl<W: Workload> World<W> {
@@ -156,16 +161,19 @@ impl<W: Workload> World<W> {
             rng,
             heap: BTreeMap::new(),
             pushed: 0,
+            number: 0,
+            waiting: BTreeSet::new(),
             nodes: BTreeMap::new(),
             network,
             clients,
             history: Vec::new(),
-            checks: Checks::default(),
+            checks: Checks::new(mutation),
             stats: Stats { runs: 1, ..Stats::default() },
             trace,
             mutation,
             healed: false,
             told: false,
+            extra: W::Extra::default(),
         };
         world.add_node(FIRST)?;
         Ok(world)
@@ -178,20 +186,45 @@ impl<W: Workload> World<W> {
     pub fn add_node(&mut self, id: u64) -> Checked {
         let drift = self.plan.drift;
         let tick = TICK * (1000 - drift + self.rng.below(2 * drift + 1)) / 1000;
-        self.nodes
-            .insert(id, Node::new(id, tick, Platter::new(self.mutation.and_then(Mutation::lie))));
+        self.nodes.insert(
+            id,
+            Node::new(
+                id,
+                tick,
+                Platter::new(self.mutation.and_then(Mutation::lie), self.plan.real_store),
+            ),
+        );
         self.stats.nodes += 1;
         self.restart(id)
     }
 
     /// Lets `event` happen at `at`.
-    pub fn schedule(&mut self, at: u64, event: Event) {
+    pub fn schedule(&mut self, at: u64, event: Event<W>) {
         self.pushed += 1;
         self.heap.insert((at.max(self.now), self.pushed), event);
     }
 
+    /// Lets the event that is just happening happen later, in its old place among those that wait
+    /// for the same moment.
+    pub(super) fn put_off(&mut self, until: u64, event: Event<W>) {
+        self.heap.insert((until.max(self.now), self.number), event);
+        self.waiting.insert(self.number);
+    }
+
+    /// Nobody stands still any more: what waited for it happens now, in its old order.
+    pub(super) fn wake_all(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        let now = self.now;
+        let heap = std::mem::take(&mut self.heap).into_iter();
+        let moved = heap.map(|((at, number), event)| {
+            let at = if waiting.contains(&number) { now } else { at };
+            ((at, number), event)
+        });
+        self.heap = moved.collect();
+    }
+
     /// Lets `event` happen after `delay`.
-    pub fn after(&mut self, delay: u64, event: Event) {
+    pub fn after(&mut self, delay: u64, event: Event<W>) {
         self.schedule(self.now + delay, event);
     }
 
@@ -201,28 +234,33 @@ impl<W: Workload> World<W> {
     /// The first violation.
     pub fn run_until(&mut self, until: u64) -> Checked {
         while let Some(entry) = self.heap.first_entry().filter(|entry| entry.key().0 <= until) {
-            let ((at, _), event) = entry.remove_entry();
-            self.now = self.now.max(at);
+            let ((at, number), event) = entry.remove_entry();
+            (self.now, self.number) = (self.now.max(at), number);
+            self.waiting.remove(&number);
             self.happen(event)?;
+            W::settle(self)?;
         }
         self.now = self.now.max(until);
         Ok(())
     }
 
     /// The node an event has to wait for, should it stand still.
-    fn waits_for(&self, event: &Event) -> Option<u64> {
+    fn waits_for(&self, event: &Event<W>) -> Option<u64> {
         let node = match event {
-            Event::Tick { node, .. } | Event::Report { node, .. } | Event::Ask { node, .. } => node,
-            Event::Deliver { to, .. } => to,
+            Event::Tick { node, .. } | Event::Report { node, .. } | Event::Ask { node, .. } => {
+                *node
+            }
+            Event::Deliver { to, .. } => *to,
+            Event::Own(event) => W::needs(self, event)?,
             _ => return None,
         };
-        let busy = self.nodes.get(node).map(|node| node.busy)?;
+        let busy = self.nodes.get(&node).map(|node| node.busy)?;
         (busy > self.now).then_some(busy)
     }
 
-    fn happen(&mut self, event: Event) -> Checked {
+    fn happen(&mut self, event: Event<W>) -> Checked {
         if let Some(busy) = self.waits_for(&event) {
-            self.schedule(busy, event);
+            self.put_off(busy, event);
             return Ok(());
         }
         match event {
@@ -245,6 +283,7 @@ impl<W: Workload> World<W> {
             }
             Event::Trouble => self.trouble(),
             Event::Operate => self.operate(),
+            Event::Own(event) => W::happen(self, event),
             Event::Rejoin => {
                 self.trace.line(self.now, || "the network is whole");
                 self.network.heal();
@@ -268,7 +307,10 @@ impl<W: Workload> World<W> {
         };
         let status = process.replica.status();
         // One that waits for its disk may know of more than its disk holds.
-        if status.storage_full { Ok(()) } else { self.committed(id, status.commit) }
+        if !status.storage_full {
+            self.committed(id, status.commit)?;
+        }
+        W::ticked(self, id)
     }
 
     /// Notes that `id` says so much is committed.
@@ -351,20 +393,24 @@ impl<W: Workload> World<W> {
         match output {
             Output::Send { to, message } => self.send(id, to.0, message),
             Output::Applied { index, request, outcome } => {
-                if let Some(Waiting::Write { client, serial }) = self.waiting(id, request) {
-                    self.answer(id, client, serial, W::answer(&outcome));
+                W::applied(self, id, &outcome)?;
+                match self.waiting(id, request) {
+                    Some(Waiting::Write { client, serial, wish }) => {
+                        self.answer(id, client, serial, W::answer(wish, &outcome));
+                    }
+                    Some(_) => {}
+                    None => self.decided(id, request, Decided::Outcome(outcome))?,
                 }
                 self.committed(id, index)
             }
             Output::Changed { index, request } => {
-                self.waiting(id, request);
+                if self.waiting(id, request).is_none() {
+                    self.decided(id, request, Decided::Changed)?;
+                }
                 self.stats.changes += u64::from(self.checks.change(index));
                 self.committed(id, index)
             }
-            Output::Refused { request, why } => {
-                self.refused(id, request, why);
-                Ok(())
-            }
+            Output::Refused { request, why } => self.refused(id, request, why),
             Output::ReadReady { request, .. } => {
                 self.read_ready(id, request);
                 Ok(())
@@ -406,13 +452,12 @@ impl<W: Workload> World<W> {
             format!("{id}: term {term} leader {leader:?}{}", if leading { " leads" } else { "" })
         });
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        if let Some(process) = &mut node.process {
-            process.leads = leading.then_some(term);
-        }
         if leading && self.checks.leads(id, term, |index| node.platter.term(index))? {
             self.stats.elections += 1;
         }
-        Ok(())
+        let Some(process) = &mut node.process else { return Ok(()) };
+        let before = std::mem::replace(&mut process.leads, leading.then_some(term));
+        if before.is_some() == leading { Ok(()) } else { W::role(self, id, leading) }
     }
 
     /// A promise is given once and rests on what is durable.
@@ -473,6 +518,9 @@ impl<W: Workload> World<W> {
     /// A process ended by itself: only power and damage are reasons.
     fn died(&mut self, id: u64, fatal: &Fatal) -> Checked {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        if let Some(wrong) = node.platter.wrong() {
+            return Err(Violation(format!("{id}: {wrong}")));
+        }
         let power = node.platter.is_dead() && matches!(fatal, Fatal::Store(StoreError::Io(_)));
         let damage = node.platter.damage();
         let found = matches!(fatal, Fatal::Store(StoreError::Corrupt { .. })) && damage.is_some();
@@ -480,6 +528,7 @@ impl<W: Workload> World<W> {
             self.trace.line(self.now, || format!("{id}: damage found: {what}"));
             node.process = None;
             node.gone = Some(Gone::Damaged(what));
+            W::stopped(self, id);
             return Ok(());
         }
         ensure(power, || format!("{id} died: {fatal}"))?;
@@ -490,13 +539,16 @@ impl<W: Workload> World<W> {
     /// Ends a process without asking it, and lets it come back.
     pub fn crash(&mut self, id: u64) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        if node.process.take().is_none() {
+        if node.process.is_none() {
             return;
         }
-        node.crash = None;
+        node.platter.kill();
+        (node.process, node.crash) = (None, None);
         node.platter.crash(&mut self.rng);
         self.stats.crashes += 1;
         self.trace.line(self.now, || format!("{id}: crashed"));
+        W::stopped(self, id);
+        let Some(node) = self.nodes.get_mut(&id) else { return };
         if !node.returning && !self.told {
             node.returning = true;
             let rest = match self.healed {
@@ -548,6 +600,7 @@ impl<W: Workload> World<W> {
             self.trace.line(self.now, || format!("{id}: switched off"));
             node.process = None;
             node.gone = Some(Gone::Retired);
+            W::stopped(self, id);
         }
     }
 
@@ -557,17 +610,26 @@ impl<W: Workload> World<W> {
         process.pending.remove(&request?)
     }
 
-    fn refused(&mut self, id: u64, request: u64, why: ProposeError) {
+    /// A request that is not a client's was decided.
+    fn decided(&mut self, id: u64, request: Option<u64>, how: Decided<Outcome<W>>) -> Checked {
+        // Nobody waits any more for what a client gave up.
+        let own = request.filter(|request| *request <= CLIENTS);
+        own.map_or(Ok(()), |request| W::decided(self, id, request, how))
+    }
+
+    fn refused(&mut self, id: u64, request: u64, why: ProposeError) -> Checked {
         self.trace.line(self.now, || format!("{id}: request {request} refused: {why}"));
         let hint = match why {
             ProposeError::NotLeader { leader } => leader.map(|leader| leader.0),
             _ => None,
         };
         match self.waiting(id, Some(request)) {
-            Some(Waiting::Write { client, serial } | Waiting::Read { client, serial, .. }) => {
+            Some(Waiting::Write { client, serial, .. } | Waiting::Read { client, serial, .. }) => {
                 self.answer(id, client, serial, Answer::Retry(hint));
+                Ok(())
             }
-            Some(Waiting::Change) | None => {}
+            Some(Waiting::Change) => Ok(()),
+            None => self.decided(id, Some(request), Decided::Unknown),
         }
     }
 

@@ -10,6 +10,23 @@ use super::{Contact, Leader, Output, Session, SessionId, Subject};
 /// does not.
 const BROKEN: u64 = 300;
 
+impl Session {
+    /// What it says before its join is decided changes what it holds.
+    fn note(&mut self, report: &Report) {
+        match *report {
+            Report::Ready { group, epoch, rank } => {
+                let same =
+                    |one: &&mut Held| (one.group, one.epoch, one.rank) == (group, epoch, rank);
+                self.held.iter_mut().filter(same).for_each(|one| one.ready = true);
+            }
+            Report::Failed { group, epoch, rank, .. } => {
+                self.held.retain(|one| (one.group, one.epoch, one.rank) != (group, epoch, rank));
+            }
+            Report::Join(..) | Report::Heartbeat | Report::Progress { .. } => {}
+        }
+    }
+}
+
 impl Leader {
     pub(super) fn open(
         &mut self,
@@ -87,9 +104,11 @@ impl Leader {
     }
 
     pub(super) fn report(&mut self, cluster: &ClusterState, session: SessionId, report: Report) {
-        let Some(node) = self.sessions.get(&session).filter(|s| s.admitted).map(|s| s.node) else {
-            return;
-        };
+        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        if !entry.admitted {
+            return entry.note(&report);
+        }
+        let node = entry.node;
         let now = self.now;
         if let Some(contact) = self.contacts.get_mut(&node) {
             contact.heard = now;

@@ -28,7 +28,7 @@ impl Leader {
                 self.hand_over(sight.replica);
             }
             Some(change) => {
-                let number = self.number(Subject::Members);
+                let number = self.number(Subject::Members, None);
                 self.out.push(Output::Change { number, change });
             }
             None => {}
@@ -37,7 +37,14 @@ impl Leader {
 
     fn next_change(&self, sight: Sight<'_>, members: &MemberSet) -> Option<MemberChange> {
         let cluster = sight.cluster;
-        if let Some(node) = members.all().into_iter().find(|node| cluster.removed(*node)) {
+        // The leader's own removal waits until another can lead: its learners come first.
+        let me = sight.replica.id;
+        let may_go = |node: &NodeId| match *node == me {
+            true => heir(sight.replica).is_some(),
+            false => decides_without(sight.replica, *node),
+        };
+        let mut removed = members.all().into_iter().filter(|node| cluster.removed(*node));
+        if let Some(node) = removed.find(may_go) {
             return Some(MemberChange::Remove(node));
         }
         let wished: BTreeSet<NodeId> = cluster.coordinators().map(|(node, _)| node).collect();
@@ -57,7 +64,8 @@ impl Leader {
         let now = self.now;
         let near = |node: &NodeId| {
             let peer = replica.peers.get(node);
-            peer.is_some_and(|peer| peer.recent_active && peer.matched + LAG >= replica.last)
+            // A vote for one that has just ended could be one too many for those that stay.
+            peer.is_some_and(|peer| peer.answers && peer.matched + LAG >= replica.last)
         };
         let near: BTreeSet<NodeId> =
             replica.members.learners.iter().copied().filter(|node| near(node)).collect();
@@ -70,11 +78,26 @@ impl Leader {
     /// Who is to be removed cannot lead its own removal: it hands over to the voter whose log is
     /// nearest to its own.
     fn hand_over(&mut self, replica: &ReplicaStatus) {
-        let voters = replica.peers.iter().filter(|(_, peer)| peer.voter && peer.recent_active);
-        let best = voters.max_by_key(|(_, peer)| peer.matched).map(|(&node, _)| node);
-        if let Some(to) = best.filter(|_| replica.transfer.is_none()) {
+        if let Some(to) = heir(replica).filter(|_| replica.transfer.is_none()) {
             self.members_after = self.now + 1_000;
             self.out.push(Output::Transfer { to });
         }
     }
+}
+
+/// Whether those that vote once `node` does not are there to decide. With one of three lost, the
+/// removal of another waits for that of the lost one.
+fn decides_without(replica: &ReplicaStatus, node: NodeId) -> bool {
+    let answers = |voter: &NodeId| {
+        *voter == replica.id || replica.peers.get(voter).is_some_and(|peer| peer.answers)
+    };
+    let staying: Vec<&NodeId> = replica.members.voters.iter().filter(|v| **v != node).collect();
+    let there = staying.iter().filter(|voter| answers(voter)).count();
+    !replica.members.is_voter(node) || 2 * there > staying.len()
+}
+
+/// The other voter that is heard of and whose log is nearest to this one's.
+fn heir(replica: &ReplicaStatus) -> Option<NodeId> {
+    let voters = replica.peers.iter().filter(|(_, peer)| peer.voter && peer.recent_active);
+    voters.max_by_key(|(_, peer)| peer.matched).map(|(&node, _)| node)
 }

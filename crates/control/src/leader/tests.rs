@@ -27,6 +27,8 @@ struct Bench {
     changes: Vec<(u64, MemberChange)>,
     transfers: Vec<NodeId>,
     proposed: Vec<Command>,
+    /// The log takes nothing.
+    refuses: bool,
 }
 
 /// A replica that leads a cluster of one.
@@ -75,6 +77,7 @@ impl Bench {
             changes: Vec::new(),
             transfers: Vec::new(),
             proposed: Vec::new(),
+            refuses: false,
         };
         bench.apply(Command::Found { name: "c1".to_owned() }).unwrap();
         for worker in 1..=workers {
@@ -119,6 +122,17 @@ impl Bench {
         .unwrap();
     }
 
+    /// So many nodes are wished to be coordinators; all have numbers.
+    fn coordinators(&mut self, count: u64) {
+        for node in 1..=count {
+            let at = Coordinator {
+                cluster_address: format!("host-{node}:8100"),
+                http_address: format!("host-{node}:8000"),
+            };
+            self.apply(Command::SetCoordinator { node: NodeId(node), at }).unwrap();
+        }
+    }
+
     fn apply(&mut self, command: Command) -> Result<Vec<Event>, Rejected> {
         self.index += 1;
         let result = self.state.apply(self.index, command);
@@ -135,6 +149,11 @@ impl Bench {
                 match output {
                     Output::Propose { number, command } => {
                         self.proposed.push(command.clone());
+                        assert!(self.proposed.len() < 1_000, "it proposes without end");
+                        if self.refuses {
+                            queue.push_back(Input::Decided { number, outcome: None });
+                            continue;
+                        }
                         let outcome = self.apply(command);
                         if let Ok(events) = &outcome {
                             queue.push_back(Input::Changed { events: events.clone() });
@@ -210,6 +229,11 @@ impl Bench {
         sessions.iter().for_each(|&session| drop(bench.take(session)));
         (bench, sessions, group, epoch)
     }
+}
+
+/// A peer that is there.
+fn peer(matched: u64, voter: bool) -> PeerProgress {
+    PeerProgress { matched, recent_active: true, answers: true, snapshot: false, voter }
 }
 
 fn formed(orders: &[Order]) -> bool {
@@ -375,20 +399,14 @@ fn coordinators_become_learners_then_voters_and_leave_one_at_a_time() {
     let mut bench = Bench::new(1, 0);
     bench.enrol(1, Role::Coordinator);
     bench.enrol(2, Role::Coordinator);
-    for node in [1, 2, 3] {
-        let at = Coordinator {
-            cluster_address: format!("host-{node}:8100"),
-            http_address: format!("host-{node}:8000"),
-        };
-        bench.apply(Command::SetCoordinator { node: NodeId(node), at }).unwrap();
-    }
+    bench.coordinators(3);
     bench.wait(10);
     assert_eq!(bench.changes, [(1, MemberChange::AddLearner(NodeId(2)))]);
     bench.wait(10);
     assert_eq!(bench.changes.len(), 1, "one at a time");
     bench.replica.members.learners.insert(NodeId(2));
     bench.replica.last = 500;
-    let far = PeerProgress { matched: 10, recent_active: true, snapshot: false, voter: false };
+    let far = peer(10, false);
     bench.replica.peers.insert(NodeId(2), far);
     bench.input(Input::Decided { number: 1, outcome: Some(Ok(Vec::new())) });
     assert_eq!(bench.changes.pop().unwrap().1, MemberChange::AddLearner(NodeId(3)));
@@ -408,4 +426,116 @@ fn coordinators_become_learners_then_voters_and_leave_one_at_a_time() {
     bench.apply(Command::Leave { node: NodeId(1) }).unwrap();
     bench.wait(10);
     assert_eq!((bench.transfers.clone(), bench.changes.len()), (vec![NodeId(2)], 0));
+}
+
+#[test]
+fn a_leader_that_left_alone_first_makes_a_voter_of_another() {
+    let mut bench = Bench::new(1, 0);
+    bench.enrol(1, Role::Coordinator);
+    bench.coordinators(2);
+    bench.apply(Command::Leave { node: NodeId(1) }).unwrap();
+    bench.wait(10);
+    assert_eq!(bench.changes.pop(), Some((1, MemberChange::AddLearner(NodeId(2)))));
+    bench.replica.members.learners.insert(NodeId(2));
+    let near = peer(9, false);
+    bench.replica.peers.insert(NodeId(2), near);
+    bench.input(Input::Decided { number: 1, outcome: Some(Ok(Vec::new())) });
+    bench.wait(300);
+    assert_eq!(bench.changes.pop(), Some((2, MemberChange::Promote(NodeId(2)))));
+    bench.replica.members.learners.clear();
+    bench.replica.members.voters.insert(NodeId(2));
+    bench.replica.peers.get_mut(&NodeId(2)).unwrap().voter = true;
+    bench.input(Input::Decided { number: 2, outcome: Some(Ok(Vec::new())) });
+    assert_eq!((bench.transfers.clone(), bench.changes.len()), (vec![NodeId(2)], 0));
+}
+
+#[test]
+fn what_a_worker_says_before_its_join_is_decided_is_not_lost() {
+    let (mut bench, [first, _], group, epoch) = Bench::serving();
+    bench.input(Input::Closed { session: first, left: false });
+    // Its join waits for the log while its lease runs out.
+    let session = SessionId(99);
+    let held = vec![Held { group, epoch, rank: 0, ready: true }];
+    let info = bench.state.nodes()[&NodeId(2)].info.clone().unwrap();
+    let open = Input::Open { session, node: NodeId(2), info: info.clone(), held };
+    let sight = Sight { now: bench.now, cluster: &bench.state, replica: &bench.replica };
+    let waiting = bench.leader.handle(sight, open);
+    let joins = |output: &Output| match output {
+        Output::Propose { number, command: Command::Join { .. } } => Some(*number),
+        _ => None,
+    };
+    let number = waiting.iter().find_map(joins).unwrap();
+    let reason = "its lease ran out".to_owned();
+    bench.report(session, Report::Failed { group, epoch, rank: 0, reason });
+    let events = bench.apply(Command::Join { node: NodeId(2), info });
+    bench.input(Input::Decided { number, outcome: Some(events) });
+    assert_eq!(bench.group(), (group, epoch.next(), Phase::Forming));
+}
+
+#[test]
+fn what_the_log_does_not_take_waits_and_is_not_forgotten() {
+    let mut bench = Bench::new(2, 2);
+    let [first, second] = [bench.open(1, Vec::new()), bench.open(2, Vec::new())];
+    let (group, epoch, _) = bench.group();
+    bench.refuses = true;
+    bench.proposed.clear();
+    bench.report(first, Report::Ready { group, epoch, rank: 0 });
+    bench.report(second, Report::Ready { group, epoch, rank: 1 });
+    bench.report(second, Report::Ready { group, epoch, rank: 1 });
+    // Nothing more in the same instant, and not at every tick.
+    assert_eq!(bench.proposed.len(), 1);
+    bench.wait(10);
+    assert_eq!(bench.proposed.len(), 1);
+    bench.wait(40);
+    assert_eq!(bench.proposed.len(), 3);
+    bench.refuses = false;
+    bench.wait(50);
+    assert_eq!(bench.group(), (group, epoch, Phase::Serving));
+    // A leader that fell forgets what it wanted.
+    bench.refuses = true;
+    bench.report(first, Report::Failed { group, epoch, rank: 0, reason: "it fell".to_owned() });
+    bench.input(Input::Follow);
+    bench.refuses = false;
+    bench.input(Input::Lead);
+    bench.wait(50);
+    assert_eq!(bench.group(), (group, epoch, Phase::Serving));
+}
+
+#[test]
+fn one_that_has_just_ended_gets_no_vote() {
+    let mut bench = Bench::new(1, 0);
+    bench.enrol(1, Role::Coordinator);
+    bench.coordinators(2);
+    bench.replica.members.learners.insert(NodeId(2));
+    bench.replica.peers.insert(NodeId(2), peer(9, false));
+    bench.wait(100);
+    bench.replica.peers.get_mut(&NodeId(2)).unwrap().answers = false;
+    bench.wait(100);
+    bench.wait(500);
+    assert_eq!(bench.changes, []);
+    bench.replica.peers.get_mut(&NodeId(2)).unwrap().answers = true;
+    bench.wait(10);
+    bench.wait(200);
+    assert_eq!(bench.changes, [(1, MemberChange::Promote(NodeId(2)))]);
+}
+
+#[test]
+fn with_a_coordinator_lost_no_other_is_taken_out_before_it() {
+    let mut bench = Bench::new(1, 0);
+    bench.enrol(1, Role::Coordinator);
+    bench.enrol(2, Role::Coordinator);
+    bench.coordinators(3);
+    bench.replica.members.voters.extend([NodeId(2), NodeId(3)]);
+    bench.replica.peers.insert(NodeId(2), peer(9, true));
+    bench.replica.peers.insert(NodeId(3), PeerProgress { answers: false, ..peer(9, true) });
+    bench.apply(Command::Leave { node: NodeId(2) }).unwrap();
+    bench.wait(10);
+    assert_eq!(bench.changes, [], "1 and 3 could not decide: 3 is lost");
+    bench.apply(Command::Leave { node: NodeId(3) }).unwrap();
+    bench.wait(10);
+    assert_eq!(bench.changes, [(1, MemberChange::Remove(NodeId(3)))]);
+    bench.replica.members.voters.remove(&NodeId(3));
+    bench.replica.peers.remove(&NodeId(3));
+    bench.input(Input::Decided { number: 1, outcome: Some(Ok(Vec::new())) });
+    assert_eq!(bench.changes[1..], [(2, MemberChange::Remove(NodeId(2)))]);
 }

@@ -349,6 +349,8 @@ pub struct PeerProgress {
     pub matched: u64,
     /// It answered within the last election timeout.
     pub recent_active: bool,
+    /// It was heard within the last three heartbeats: it is there now.
+    pub answers: bool,
     /// A snapshot is on its way to it.
     pub snapshot: bool,
     /// Its vote counts.

@@ -1,6 +1,7 @@
 //! Each input's way into consensus.
 
 use planner::NodeId;
+use raft::eraftpb::{Message, MessageType};
 use raft::{SnapshotStatus, StateRole};
 use wire::pb;
 
@@ -214,13 +215,17 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
         };
         match gate::check(message, from, &context).map(|checked| checked.0) {
             Ok(Passed::Removed) => self.leave(),
-            Ok(Passed::Raft(message)) => match self.raw.step(*message) {
-                Ok(()) => {}
-                Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {
-                    self.note_refusal(GateError::NotMember { from });
+            Ok(Passed::Raft(mut message)) => {
+                self.heard.insert(from, self.ticks);
+                self.heed(&mut message);
+                match self.raw.step(*message) {
+                    Ok(()) => {}
+                    Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {
+                        self.note_refusal(GateError::NotMember { from });
+                    }
+                    Err(error) => return Err(Fatal::Raft(error.to_string())),
                 }
-                Err(error) => return Err(Fatal::Raft(error.to_string())),
-            },
+            }
             Err(error) => {
                 self.note_refusal(error);
                 if matches!(error, GateError::Removed { .. }) {
@@ -229,6 +234,26 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
             }
         }
         Ok(())
+    }
+
+    /// Who refuses a vote says up to where it knows the log to be committed; that is so in every
+    /// term. Consensus does not look where the term is behind its own, and the term of a member
+    /// that was removed stays behind: it is the one that knows of its removal, and has a log that
+    /// is too long for its vote.
+    fn heed(&self, message: &mut Message) {
+        let raft = &self.raw.raft;
+        let (asked, answer) = match raft.state {
+            StateRole::PreCandidate => (true, MessageType::MsgRequestPreVoteResponse),
+            StateRole::Candidate => (true, MessageType::MsgRequestVoteResponse),
+            StateRole::Follower | StateRole::Leader => (false, message.get_msg_type()),
+        };
+        let votes = [MessageType::MsgRequestPreVoteResponse, MessageType::MsgRequestVoteResponse];
+        let refusal = message.reject && votes.contains(&message.get_msg_type());
+        let news = message.commit > raft.raft_log.committed;
+        if asked && refusal && news && message.term < raft.term {
+            message.term = raft.term;
+            message.set_msg_type(answer);
+        }
     }
 
     fn note_refusal(&mut self, error: GateError) {

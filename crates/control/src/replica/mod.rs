@@ -86,6 +86,8 @@ pub struct Replica<S: LogStore, M: Machine> {
     checks: Checks,
     timeouts: Timeouts,
     ticks: u64,
+    /// When a message of each node was last let in, in ticks.
+    heard: BTreeMap<NodeId, u64>,
     joint_since: Option<u64>,
     /// Up to where followers were told of entries during joint consensus.
     nudged: u64,
@@ -222,6 +224,8 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
         if raft.state != StateRole::Leader {
             return BTreeMap::new();
         }
+        let patience = 3 * self.config.heartbeat_ticks as u64;
+        let answers = |id| self.heard.get(&id).is_some_and(|heard| self.ticks - heard <= patience);
         let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
         others
             .map(|(id, progress)| {
@@ -229,6 +233,7 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
                 let peer = PeerProgress {
                     matched: progress.matched,
                     recent_active: progress.recent_active,
+                    answers: answers(id),
                     snapshot: progress.state == ProgressState::Snapshot,
                     voter: self.members.is_voter(id),
                 };

@@ -113,6 +113,7 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
             checks: Checks::new(config.check_entries),
             timeouts: Timeouts::new(config.seed, config.id.0, config.election_ticks),
             ticks: 0,
+            heard: BTreeMap::new(),
             joint_since: None,
             nudged: 0,
             stall: None,

@@ -201,6 +201,15 @@ impl Cut {
     }
 }
 
+/// Tells threads to stop, also where a test fails before it would.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// What the leader that is cut off says of itself, watched from outside.
 struct Watch {
     stop: AtomicBool,
@@ -252,16 +261,20 @@ fn cut_off(field: &Field, cut: Cut) {
     let (address, others) = (field.coordinators[leader].at(), field.others(leader));
     let far = field.coordinators.iter().enumerate().filter(|(at, _)| *at != leader);
     let far: Vec<&Host> = far.map(|(_, one)| &one.host).collect();
+    // A change that moves nothing: the worker that holds the group goes on holding it.
+    let (holder, _) = field.holder(&field.status()).expect("a group that serves");
+    let idle = format!("worker-{}", 2 - holder);
     let watch = Watch { stop: AtomicBool::new(false), acknowledged: AtomicU64::new(0) };
     let began = Instant::now();
     cut.apply(&[&field.coordinators[leader].host], &far);
     let (written, seen) = std::thread::scope(|scope| {
         let operator = field.ground.operator();
         let (watch, address) = (&watch, &address);
+        let stop = Stop(&watch.stop);
         let watched = scope.spawn(move || watch.run(&operator, address, began));
         let mut written = None;
         for undo in [&[][..], &["--undo"], &[], &["--undo"]] {
-            let drain = [&["drain", "worker-2"], undo].concat();
+            let drain = [&["drain", idle.as_str()], undo].concat();
             let done = field.ground.operate(&others, &drain);
             assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
             written.get_or_insert(began.elapsed());
@@ -273,13 +286,13 @@ fn cut_off(field: &Field, cut: Cut) {
             assert_eq!(http.complete(&long("Alas,", 20))["choices"], answer["choices"]);
         }
         std::thread::sleep(Duration::from_secs(2));
-        watch.stop.store(true, Ordering::SeqCst);
+        drop(stop);
         (written, watched.join().expect("a watch that saw nothing old"))
     });
     let stepped_down = seen.stepped_down.expect("a leader that steps down");
     assert!(seen.old > 0, "nobody confirms what a leader that is cut off says: {seen:?}");
     let refused = cut == Cut::Both && {
-        let refused = field.ground.operate(&address, &["drain", "worker-2"]);
+        let refused = field.ground.operate(&address, &["drain", &idle]);
         assert!(!refused.status.success(), "a leader that is cut off accepted a change");
         true
     };
@@ -414,7 +427,7 @@ fn a_worker_that_is_cut_off_lets_go_of_its_groups_and_comes_back() {
         let stop = AtomicBool::new(false);
         let [whole, broken] = std::thread::scope(|scope| {
             let http = field.coordinators[0].process.http();
-            let stop = &stop;
+            let (stop, guard) = (&stop, Stop(&stop));
             let streaming = scope.spawn(move || streams(&http, stop));
             std::thread::sleep(Duration::from_millis(500));
             let began = Instant::now();
@@ -423,7 +436,7 @@ fn a_worker_that_is_cut_off_lets_go_of_its_groups_and_comes_back() {
                 host.deaf(&format!("ip saddr {} tcp sport {CLUSTER}", one.host.address));
             }
             moves(&field, second, epoch, began);
-            stop.store(true, Ordering::SeqCst);
+            drop(guard);
             streaming.join().expect("streams that end")
         });
         println!("of its streams {whole} ended whole and {broken} with an error");

@@ -189,10 +189,12 @@ fn nothing_readable_crosses_between_nodes() {
                 assert!(!holds(bytes, pieces, *length), "{what} crossed from {from} to {to}");
             }
         }
-        // The same search finds in the same capture what does cross in the open.
-        for (what, pieces, length) in &secrets[..2] {
-            let found = outside.values().any(|bytes| holds(bytes, pieces, *length));
-            assert!(found, "the search does not find {what} where it is");
+        // The same search finds in the same capture what does cross in the open, as JSON.
+        for (what, text) in [("the prompt", PROMPT), ("the answer", answer.as_str())] {
+            let written = Value::from(text).to_string();
+            let pieces = pieces(written.trim_matches('"').as_bytes(), TEXT);
+            let found = outside.values().any(|bytes| holds(bytes, &pieces, TEXT));
+            assert!(found, "the search does not find {what} where it is: {written}");
         }
     });
 }

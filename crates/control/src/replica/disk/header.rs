@@ -17,8 +17,8 @@ use super::{StoreError, database, image};
 // The file's format is version 3 of redb, which describes it in its design document.
 pub(super) const HEADER: usize = 320;
 pub(super) const FLAGS: usize = 9;
-const PRIMARY: u8 = 1;
-const SLOTS: [usize; 2] = [64, 192];
+pub(super) const PRIMARY: u8 = 1;
+pub(super) const SLOTS: [usize; 2] = [64, 192];
 const NUMBER: usize = 104;
 
 /// Makes the newer commit count if it can be opened.

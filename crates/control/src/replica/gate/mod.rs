@@ -22,6 +22,8 @@ use super::members::MemberSet;
 
 /// Most bytes of a message as it travels.
 pub const MESSAGE_MAX: usize = super::payload::SNAPSHOT_MAX + (1 << 20);
+// What passes the gate passes the connection.
+const _: () = assert!(MESSAGE_MAX < wire::transport::CONTROL_MESSAGE_MAX);
 /// Most bytes of one entry's content.
 pub const ENTRY_MAX: usize = 4 << 20;
 /// Most bytes of all entries of a message.

@@ -279,6 +279,47 @@ fn a_removed_node_still_votes_for_who_does_not_know_it_yet() {
     assert!(!group.nodes[&1].role.2);
 }
 
+/// The one that is out cannot vote, for its log is too long, and is in a term that is over for the
+/// other; what it knows to be committed is so all the same.
+#[test]
+fn a_removed_node_that_refuses_its_vote_is_heeded() {
+    let mut group = Group::of(2);
+    let request = group.request();
+    group.put(1, Input::Change { request, change: MemberChange::Remove(NodeId(1)) });
+    let late = |message: &pb::RaftMessage| {
+        message.entries.iter().any(|entry| entry.data.windows(4).any(|piece| piece == b"late"))
+    };
+    let mut proposed = false;
+    while let Some((from, to, message)) = group.queue.pop_front() {
+        let gone = group.nodes[&1].status().removed;
+        if !(from == 1 && (gone || late(&message))) {
+            group.put(to, Input::Message { from: NodeId(from), message });
+        }
+        if !proposed && group.nodes[&1].members.is_joint() {
+            proposed = true;
+            let request = group.request();
+            group.put(1, Input::Propose { request, command: b"late".to_vec() });
+        }
+    }
+    let [first, second] = [1, 2].map(|id| group.nodes[&id].status());
+    assert!(first.removed && second.members.is_joint() && first.last > second.last);
+    // It stood for election once, and nobody heard of it.
+    let message = pb::RaftMessage {
+        cluster: CLUSTER.0.to_vec().into(),
+        from: 1,
+        to: 2,
+        kind: pb::RaftKind::TimeoutNow as i32,
+        term: second.term,
+        ..pb::RaftMessage::default()
+    };
+    group.put(2, Input::Message { from: NodeId(1), message });
+    group.queue.clear();
+    assert_eq!(group.nodes[&2].status().term, first.term + 1);
+    assert_eq!(group.elect(), 2);
+    assert_eq!(group.voters(2), [2]);
+    applied(group.propose(2, "alone").1);
+}
+
 /// Whoever said that a node is out says so after a restart too, without asking that node.
 #[test]
 fn a_change_that_was_told_is_durable() {
