@@ -19,6 +19,8 @@ use crate::start::ControlConfig;
 const LOOK: Duration = Duration::from_millis(250);
 /// How long one attempt to say where we are may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Before a renewal that failed is tried again.
+const RENEWAL: Duration = Duration::from_secs(30);
 /// A removed node may still hear that it was, before it is shut out.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -26,6 +28,7 @@ const FAREWELL: Duration = Duration::from_secs(3);
 pub(crate) async fn run(control: Control, authority: Authority, config: ControlConfig, tls: Tls) {
     let mut view = control.view();
     let mut refused = BTreeSet::new();
+    let mut renewal = Instant::now();
     let mut told = false;
     let began = Instant::now();
     loop {
@@ -42,7 +45,11 @@ pub(crate) async fn run(control: Control, authority: Authority, config: ControlC
                 Err(_) => {}
             }
         }
-        renew(&control, &authority, &config.identity, &tls, state.generation());
+        if Instant::now() >= renewal
+            && !renew(&control, &authority, &config.identity, &tls, state.generation())
+        {
+            renewal = Instant::now() + RENEWAL;
+        }
         let removed = removed(&state);
         if removed != refused {
             refused.clone_from(&removed);
@@ -121,12 +128,18 @@ fn removed(state: &ClusterState) -> BTreeSet<u64> {
 }
 
 /// Signs this coordinator's next certificate where the one it has is of a generation before or has
-/// lived for two thirds of its life.
-fn renew(control: &Control, authority: &Authority, directory: &Path, tls: &Tls, generation: u64) {
+/// lived for two thirds of its life. False if that failed.
+fn renew(
+    control: &Control,
+    authority: &Authority,
+    directory: &Path,
+    tls: &Tls,
+    generation: u64,
+) -> bool {
     let due =
         identity::generation(directory) < generation || tls.credential().is_due(SystemTime::now());
     if !due {
-        return;
+        return true;
     }
     let renewed = || -> Result<(), String> {
         let key = KeyRequest::generate().map_err(|error| error.to_string())?;
@@ -142,8 +155,10 @@ fn renew(control: &Control, authority: &Authority, directory: &Path, tls: &Tls, 
         identity::set_generation(directory, generation).map_err(kept)?;
         tls.reload(credential).map_err(|flaw| flaw.to_string())
     };
-    match renewed() {
+    let renewed = renewed();
+    match &renewed {
         Ok(()) => tracing::info!(generation, "this coordinator has a fresh certificate"),
         Err(reason) => tracing::error!(reason, "the certificate could not be renewed"),
     }
+    renewed.is_ok()
 }

@@ -18,8 +18,8 @@ use crate::leader::{self, Leader, SessionId, Sight, Timing};
 use crate::machine::{ClusterMachine, Outcome};
 use crate::peers::Peers;
 use crate::replica::{
-    Fatal, Input, LogStore, MemberSet, Output, ProposeError, Replica, ReplicaStatus, RoleKind,
-    carries_snapshot,
+    Fatal, Input, LogStore, MemberSet, Output, ProposeError, Replica, RoleKind, carries_snapshot,
+    heir,
 };
 use crate::status;
 
@@ -149,6 +149,7 @@ pub(crate) struct Driver<S: LogStore> {
     next_session: u64,
     /// Inputs for the replica that its own outputs led to.
     queue: Vec<Input>,
+    /// Until when it hands over.
     ending: Option<Instant>,
 }
 
@@ -201,9 +202,9 @@ impl<S: LogStore> Driver<S> {
 
     /// Whether it was told to end and has nothing more to hand over.
     fn ended(&self) -> bool {
-        let Some(since) = self.ending else { return false };
+        let Some(until) = self.ending else { return false };
         let leads = self.replica.status().role == RoleKind::Leader;
-        !leads || since.elapsed() >= HANDOVER
+        !leads || Instant::now() >= until
     }
 
     fn take(&mut self, event: Event) {
@@ -244,18 +245,17 @@ impl<S: LogStore> Driver<S> {
                 ));
             }
             Event::Transfer { to, reply } => {
-                let target = to.or_else(|| successor(&self.replica.status()));
+                let status = self.replica.status();
+                let target = to.or_else(|| heir(&status.peers));
+                let target = target.filter(|to| *to != status.id && status.members.is_voter(*to));
                 self.queue.extend(target.map(|to| Input::Transfer { to }));
                 let _ = reply.send(target.is_some());
             }
             Event::Shutdown => {
-                self.ending = Some(Instant::now());
-                let target = successor(&self.replica.status());
+                let target = heir(&self.replica.status().peers);
                 self.queue.extend(target.map(|to| Input::Transfer { to }));
-                if target.is_none() {
-                    // There is nobody to hand over to.
-                    self.ending = Instant::now().checked_sub(HANDOVER);
-                }
+                let patience = if target.is_some() { HANDOVER } else { Duration::ZERO };
+                self.ending = Some(Instant::now() + patience);
             }
         }
     }
@@ -461,12 +461,6 @@ impl<S: LogStore> Driver<S> {
             line.ended.cancel();
         }
     }
-}
-
-/// The voter that is fittest to lead next; none where this node does not lead.
-fn successor(status: &ReplicaStatus) -> Option<NodeId> {
-    let voters = status.peers.iter().filter(|(_, peer)| peer.voter && peer.recent_active);
-    voters.max_by_key(|(_, peer)| peer.matched).map(|(&node, _)| node)
 }
 
 /// What a worker is told whose join was refused. One that comes back before its old session is

@@ -259,7 +259,9 @@ impl Leader {
         match input {
             Input::Lead => self.lead(),
             Input::Follow => self.follow(),
-            Input::Open { session, node, info, held } => self.open(session, node, info, held),
+            Input::Open { session, node, info, held } => {
+                self.open(sight.cluster, session, (node, info, held));
+            }
             Input::Closed { session, left } => self.closed(sight.cluster, session, left),
             Input::Report { session, report } => self.report(sight.cluster, session, report),
             Input::Decided { number, outcome } => self.decided(sight.cluster, number, outcome),

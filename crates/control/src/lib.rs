@@ -29,4 +29,4 @@ pub use client::{Control, outcome_from_wire};
 pub use driver::{Leadership, NotWritten};
 pub use machine::{ClusterMachine, Outcome};
 pub use service::{LEADER_KEY, NO_LEADER};
-pub use start::{ControlConfig, ControlError, ControlHandle, start};
+pub use start::{ControlConfig, ControlError, ControlHandle, began_elsewhere, start};

@@ -206,7 +206,7 @@ impl Coordinator for Service {
         let (reply, begun) = oneshot::channel();
         self.send(Event::Transfer { to, reply }).await?;
         if !begun.await.map_err(|_| ending())? {
-            return Err(Status::failed_precondition("no other voter could lead"));
+            return Err(Status::failed_precondition("only another voter that is there could lead"));
         }
         Ok(Response::new(pb::TransferReply {}))
     }

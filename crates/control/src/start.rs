@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::{ClusterState, Coordinator};
-use identity::{Admit, ClusterCa, Role, Tls};
+use identity::{Admit, ClusterCa, Expect, Role, Tls};
 use planner::NodeId;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use wire::transport;
@@ -22,7 +22,7 @@ use crate::driver::{Driver, Event, Leadership, Published};
 use crate::leader::Timing;
 use crate::machine::ClusterMachine;
 use crate::peers::Peers;
-use crate::replica::{ClusterId, Fatal, RedbStore, Replica, ReplicaConfig};
+use crate::replica::{ClusterId, Fatal, LogStore, RedbStore, Replica, ReplicaConfig};
 use crate::service::Service;
 
 /// Events that may wait for the driver; whoever has more to say waits.
@@ -34,6 +34,10 @@ const LOG_FILE: &str = "raft.redb";
 /// Says that there was a log here: one that is gone must not be begun anew under the same number,
 /// for its votes are forgotten.
 const MARK_FILE: &str = "raft.begun";
+/// Who began the cluster: its credential comes with the authority's key, everybody else's later.
+const FOUNDER: NodeId = NodeId(1);
+/// How long another coordinator may take to show that it is there.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// How a coordinator's control plane behaves.
 #[derive(Debug, Clone)]
@@ -173,6 +177,29 @@ pub fn start(
     Ok(ControlHandle { control, view: seen, removed, task })
 }
 
+/// Whether the founder must not begin: it has no log, and one of the others that `config` knows is a
+/// coordinator of this cluster, which has a founder then. Its log is gone; a second beginning under
+/// the same authority would be a second cluster.
+pub async fn began_elsewhere(config: &ControlConfig, tls: &Tls) -> Result<(), ControlError> {
+    let node = tls.peer().node(Role::Coordinator);
+    let begun = [LOG_FILE, MARK_FILE].iter().any(|file| config.data.join(file).exists());
+    if begun || node != Some(FOUNDER.0) {
+        return Ok(());
+    }
+    let mut asking = JoinSet::new();
+    for address in config.known.iter().cloned() {
+        let tls = tls.clone();
+        asking.spawn(async move {
+            let connecting = transport::connect(&address, Expect::AnyCoordinator, &tls);
+            matches!(tokio::time::timeout(ANSWER, connecting).await, Ok(Ok(_)))
+        });
+    }
+    match asking.join_all().await.contains(&true) {
+        true => Err(ControlError::LogGone { node: FOUNDER.0 }),
+        false => Ok(()),
+    }
+}
+
 /// Opens the log, or begins one where there was none before.
 fn open(
     data: &Path,
@@ -186,7 +213,9 @@ fn open(
     if begun && !exists(&log, LOG_FILE)? {
         return Err(ControlError::LogGone { node: node.0 });
     }
-    let store = RedbStore::open(&log);
+    let mut store = RedbStore::open(&log);
+    // It may have ended between the beginning and the mark.
+    let begun = begun || !store.load().map_err(Fatal::from)?.is_empty();
     // Timeouts need only differ between nodes and between lives.
     let seed = u64::from_le_bytes(cluster.0[..8].try_into().unwrap_or_default()) ^ node.0;
     let config = ReplicaConfig::new(node, cluster, seed);
@@ -194,10 +223,10 @@ fn open(
     let replica = match (begun, node) {
         (true, _) => Replica::open(config, store, machine)?,
         // The founder is node 1; everybody else has joined.
-        (false, NodeId(1)) => Replica::bootstrap(config, store, machine)?,
+        (false, FOUNDER) => Replica::bootstrap(config, store, machine)?,
         (false, _) => Replica::join(config, store, machine)?,
     };
-    if !begun {
+    if !mark.exists() {
         let marked = std::fs::File::create(&mark).and_then(|file| file.sync_all());
         let marked = marked.and_then(|()| std::fs::File::open(data)?.sync_all());
         marked.map_err(|error| ControlError::Data { what: MARK_FILE, error })?;

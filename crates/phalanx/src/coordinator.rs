@@ -68,6 +68,7 @@ pub(crate) async fn run(args: args::Coordinator) -> anyhow::Result<()> {
     let ca = ClusterCa::load(&join.data)?;
     let control = control_config(timing, args.patience.tick, join.data.clone(), name, at);
     let control = ControlConfig { known, ..control };
+    control::began_elsewhere(&control, &tls).await?;
     let roles = Roles {
         http,
         cluster,

@@ -43,8 +43,14 @@ impl Operator {
 
     /// A connection to the first coordinator that answers.
     async fn connect(&self) -> anyhow::Result<CoordinatorClient<Channel>> {
+        self.connect_from(0).await
+    }
+
+    /// A connection to the first coordinator that answers, from the one at `first` on.
+    async fn connect_from(&self, first: usize) -> anyhow::Result<CoordinatorClient<Channel>> {
         let mut reasons = Vec::new();
-        for address in &self.coordinators {
+        let count = self.coordinators.len();
+        for address in self.coordinators.iter().cycle().skip(first % count.max(1)).take(count) {
             let connecting = transport::connect(address, Expect::AnyCoordinator, &self.tls);
             match tokio::time::timeout(CONNECT, connecting).await {
                 Ok(Ok(channel)) => return Ok(transport::coordinator_client(channel)),
@@ -55,11 +61,23 @@ impl Operator {
         bail!("no coordinator answers ({})", reasons.join("; "))
     }
 
-    /// What the cluster looks like.
+    /// What the cluster looks like. A coordinator that is cut off from the others shows what it last
+    /// knew: then the next one is asked, and its word is taken only where nobody knows better.
     pub(crate) async fn status(&self, local: bool) -> anyhow::Result<pb::StatusReply> {
-        let mut client = self.connect().await?;
-        let reply = client.status(pb::StatusRequest { local }).await;
-        Ok(reply.map_err(|status| anyhow!(transport::reason(&status)))?.into_inner())
+        let mut old = None;
+        for first in 0..self.coordinators.len() {
+            let asked = async {
+                let mut client = self.connect_from(first).await?;
+                let reply = client.status(pb::StatusRequest { local }).await;
+                Ok(reply.map_err(|status| anyhow!(transport::reason(&status)))?.into_inner())
+            };
+            match asked.await {
+                Ok(reply) if reply.current || local => return Ok(reply),
+                Ok(reply) => old = old.or(Some(Ok(reply))),
+                Err(error) => old = old.or(Some(Err(error))),
+            }
+        }
+        old.unwrap_or_else(|| bail!("no coordinator is given"))
     }
 
     /// Has a change decided. Asked again, it is still one change.
@@ -67,9 +85,10 @@ impl Operator {
         let request = Some(RequestId(*uuid::Uuid::new_v4().as_bytes()));
         let command = wire::encode_command(&Proposal { request, command });
         let began = std::time::Instant::now();
-        loop {
+        for round in 0.. {
             let asked = async {
-                let mut client = self.connect().await?;
+                // One that cannot decide may be cut off from those that can.
+                let mut client = self.connect_from(round).await?;
                 let command = command.clone().into();
                 let reply = client.change(pb::ChangeRequest { command, forwarded: false }).await;
                 Ok::<_, anyhow::Error>(reply)
@@ -87,10 +106,11 @@ impl Operator {
                 Err(error) => error,
             };
             if began.elapsed() >= PATIENCE {
-                return Err(reason.context("the change was not decided"));
+                return Err(reason.context("nobody could say that the change was decided"));
             }
             tokio::time::sleep(RETRY).await;
         }
+        bail!("no coordinator is given")
     }
 
     /// Has a change decided and says so.

@@ -30,16 +30,23 @@ impl Session {
 impl Leader {
     pub(super) fn open(
         &mut self,
+        cluster: &ClusterState,
         session: SessionId,
-        node: NodeId,
-        info: NodeInfo,
-        held: Vec<Held>,
+        (node, info, held): (NodeId, NodeInfo, Vec<Held>),
     ) {
         if !self.leading {
             self.out.push(Output::End { session, why: "this coordinator does not lead" });
             return;
         }
         let now = self.now;
+        let known = cluster.nodes().get(&node).filter(|node| node.standing.present());
+        let known = known.and_then(|node| node.info.as_ref());
+        if known.is_some_and(|known| known.boot != info.boot) && self.is_heard(node) {
+            let why = "another process with this node's certificate is there";
+            tracing::warn!(node = node.0, address = info.worker_address, why, "no session");
+            self.out.push(Output::End { session, why });
+            return;
+        }
         let contact = self.contacts.entry(node).or_default();
         contact.heard = now;
         // Two streams of one worker: the newer one is the living one.
@@ -48,7 +55,21 @@ impl Leader {
             self.out.push(Output::End { session: old, why: "a newer session took its place" });
         }
         self.sessions.insert(session, Session { node, held, admitted: false });
-        self.propose(Subject::Join(session), Command::Join { node, info });
+        // The state has it already where only the session is new: nothing is to be decided then, and
+        // a log that takes nothing costs no worker its groups.
+        if known == Some(&info) && !self.is_pending(Subject::Node(node)) {
+            self.admit(cluster, session);
+        } else {
+            self.propose(Subject::Join(session), Command::Join { node, info });
+        }
+    }
+
+    /// Whether a session of this node is alive: its heartbeats come in time.
+    fn is_heard(&self, node: NodeId) -> bool {
+        let contact = self.contacts.get(&node);
+        contact.is_some_and(|contact| {
+            contact.session.is_some() && self.now - contact.heard < self.timing.suspicion
+        })
     }
 
     /// The join was accepted: tells the worker its lease and brings it up to the state.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use planner::NodeId;
 
 use super::{Leader, Output, Sight, Subject};
-use crate::replica::{MemberChange, MemberSet, ReplicaStatus};
+use crate::replica::{MemberChange, MemberSet, ReplicaStatus, heir};
 
 /// A learner may be so many entries behind when it gets its vote.
 const LAG: u64 = 100;
@@ -40,7 +40,7 @@ impl Leader {
         // The leader's own removal waits until another can lead: its learners come first.
         let me = sight.replica.id;
         let may_go = |node: &NodeId| match *node == me {
-            true => heir(sight.replica).is_some(),
+            true => heir(&sight.replica.peers).is_some(),
             false => decides_without(sight.replica, *node),
         };
         let mut removed = members.all().into_iter().filter(|node| cluster.removed(*node));
@@ -78,7 +78,7 @@ impl Leader {
     /// Who is to be removed cannot lead its own removal: it hands over to the voter whose log is
     /// nearest to its own.
     fn hand_over(&mut self, replica: &ReplicaStatus) {
-        if let Some(to) = heir(replica).filter(|_| replica.transfer.is_none()) {
+        if let Some(to) = heir(&replica.peers).filter(|_| replica.transfer.is_none()) {
             self.members_after = self.now + 1_000;
             self.out.push(Output::Transfer { to });
         }
@@ -94,10 +94,4 @@ fn decides_without(replica: &ReplicaStatus, node: NodeId) -> bool {
     let staying: Vec<&NodeId> = replica.members.voters.iter().filter(|v| **v != node).collect();
     let there = staying.iter().filter(|voter| answers(voter)).count();
     !replica.members.is_voter(node) || 2 * there > staying.len()
-}
-
-/// The other voter that is heard of and whose log is nearest to this one's.
-fn heir(replica: &ReplicaStatus) -> Option<NodeId> {
-    let voters = replica.peers.iter().filter(|(_, peer)| peer.voter && peer.recent_active);
-    voters.max_by_key(|(_, peer)| peer.matched).map(|(&node, _)| node)
 }

@@ -233,7 +233,14 @@ impl Bench {
 
 /// A peer that is there.
 fn peer(matched: u64, voter: bool) -> PeerProgress {
-    PeerProgress { matched, recent_active: true, answers: true, snapshot: false, voter }
+    PeerProgress {
+        matched,
+        recent_active: true,
+        answers: true,
+        full: false,
+        snapshot: false,
+        voter,
+    }
 }
 
 fn formed(orders: &[Order]) -> bool {
@@ -456,7 +463,9 @@ fn what_a_worker_says_before_its_join_is_decided_is_not_lost() {
     // Its join waits for the log while its lease runs out.
     let session = SessionId(99);
     let held = vec![Held { group, epoch, rank: 0, ready: true }];
+    // It was made anew meanwhile, so that there is something to decide.
     let info = bench.state.nodes()[&NodeId(2)].info.clone().unwrap();
+    let info = NodeInfo { version: "0.0.1".to_owned(), ..info };
     let open = Input::Open { session, node: NodeId(2), info: info.clone(), held };
     let sight = Sight { now: bench.now, cluster: &bench.state, replica: &bench.replica };
     let waiting = bench.leader.handle(sight, open);
@@ -538,4 +547,40 @@ fn with_a_coordinator_lost_no_other_is_taken_out_before_it() {
     bench.replica.peers.remove(&NodeId(3));
     bench.input(Input::Decided { number: 1, outcome: Some(Ok(Vec::new())) });
     assert_eq!(bench.changes[1..], [(2, MemberChange::Remove(NodeId(2)))]);
+}
+
+#[test]
+fn a_worker_that_the_state_has_comes_back_though_the_log_takes_nothing() {
+    let (mut bench, [first, _], group, epoch) = Bench::serving();
+    bench.refuses = true;
+    bench.input(Input::Closed { session: first, left: false });
+    let held = vec![Held { group, epoch, rank: 0, ready: true }];
+    let again = bench.open(1, held);
+    let orders = bench.take(again);
+    assert!(matches!(orders[..], [Order::Welcome { .. }]), "{orders:?}");
+    assert_eq!((bench.ended.clone(), bench.group()), (vec![], (group, epoch, Phase::Serving)));
+}
+
+#[test]
+fn a_second_process_with_one_certificate_is_turned_away_while_the_first_is_heard() {
+    let (mut bench, [first, second], group, epoch) = Bench::serving();
+    let twin = |bench: &mut Bench, boot: u64| {
+        bench.session += 1;
+        let session = SessionId(bench.session);
+        let info = bench.state.nodes()[&NodeId(2)].info.clone().unwrap();
+        let info = NodeInfo { boot, ..info };
+        bench.input(Input::Open { session, node: NodeId(2), info, held: Vec::new() });
+        session
+    };
+    let other = twin(&mut bench, 77);
+    assert_eq!((bench.ended.pop(), bench.take(other)), (Some(other), Vec::new()));
+    assert_eq!(bench.group(), (group, epoch, Phase::Serving));
+    // The first is silent: this is its next life.
+    for _ in 0..5 {
+        bench.report(second, Report::Heartbeat);
+        bench.wait(100);
+    }
+    let next = twin(&mut bench, 78);
+    assert!(matches!(bench.take(next)[0], Order::Welcome { .. }));
+    assert_eq!(bench.ended, [first]);
 }

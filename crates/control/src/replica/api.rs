@@ -351,6 +351,8 @@ pub struct PeerProgress {
     pub recent_active: bool,
     /// It was heard within the last three heartbeats: it is there now.
     pub answers: bool,
+    /// Its disk was full when it was last heard.
+    pub full: bool,
     /// A snapshot is on its way to it.
     pub snapshot: bool,
     /// Its vote counts.

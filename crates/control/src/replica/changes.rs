@@ -88,13 +88,13 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
     fn changed(&mut self, index: u64, members: MemberSet, request: Option<u64>) {
         let gone: Vec<NodeId> = self.members.all().difference(&members.all()).copied().collect();
         self.removed.extend(gone);
-        self.changes_known = true;
         self.set_members(members);
+        self.news.push(Output::Members(self.members.clone()));
         if self.members.is_joint() {
             self.proposals.joint(request);
         } else {
             let request = request.or_else(|| self.proposals.left());
-            self.outputs.push(Output::Changed { index, request });
+            self.news.push(Output::Changed { index, request });
         }
     }
 
@@ -104,7 +104,6 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
             (true, since) => since.or(Some(self.ticks)),
         };
         self.members = members;
-        self.outputs.push(Output::Members(self.members.clone()));
     }
 
     /// Consensus leaves joint consensus by itself, but not when the leader that entered it fell

@@ -140,6 +140,7 @@ pub(super) fn kind_to_raft(kind: pb::RaftKind) -> Option<rb::MessageType> {
 /// `None` for a kind that never travels: consensus would mean it for itself.
 pub(super) fn message_to_wire(
     cluster: ClusterId,
+    full: bool,
     message: &rb::Message,
 ) -> Option<pb::RaftMessage> {
     let theirs = message.get_msg_type();
@@ -168,6 +169,7 @@ pub(super) fn message_to_wire(
         reject: message.reject,
         reject_hint: message.reject_hint,
         context: message.context.to_vec().into(),
+        full,
     })
 }
 

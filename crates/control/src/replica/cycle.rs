@@ -24,7 +24,7 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
             while self.stall.is_none() && self.raw.has_ready() {
                 self.cycle()?;
             }
-            if self.changes_known && self.stall.is_none() {
+            if !self.news.is_empty() && self.stall.is_none() {
                 self.write_change()?;
             }
             self.note_role();
@@ -142,7 +142,8 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
             let to = NodeId(message.to);
             // What is not ours would be refused, and what may not travel is nobody's.
             let ours = message.from == self.config.id.0;
-            let Some(message) = convert::message_to_wire(self.config.cluster, message) else {
+            let Some(message) = convert::message_to_wire(self.config.cluster, self.full, message)
+            else {
                 continue;
             };
             if !ours {
@@ -220,7 +221,7 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
         }
     }
 
-    /// A leader without room leads on only where nobody else can.
+    /// A leader without room leads on only where nobody else has any.
     pub(super) fn hand_over(&mut self) {
         let can = self.full && self.stall.is_none() && self.leads();
         if can

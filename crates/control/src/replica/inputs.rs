@@ -7,7 +7,7 @@ use wire::pb;
 
 use super::gate::{self, Context, GateError, Passed};
 use super::payload::Payload;
-use super::{Batch, Fatal, Input, LogStore, Machine, Output, ProposeError, Replica};
+use super::{Batch, Fatal, Heard, Input, LogStore, Machine, Output, ProposeError, Replica};
 
 /// After so many election timeouts a snapshot that nobody reported on counts as lost: its peer
 /// would get nothing more until somebody does.
@@ -136,11 +136,18 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
 
     /// A change of members that anybody here was told of stays known over a restart: a node that
     /// came back without the knowledge would need the vote of one that was switched off since.
+    /// Without room nobody is told, and it is tried once a tick.
     pub(super) fn write_change(&mut self) -> Result<(), Fatal> {
-        self.changes_known = false;
-        let hard_state = Some(self.hard_state);
-        if self.commit_lags.is_some() && !self.write(&Batch { hard_state, ..Batch::default() })? {
-            self.full = true;
+        let again = !self.full || self.news_tried != self.ticks;
+        if self.commit_lags.is_some() && again {
+            self.news_tried = self.ticks;
+            let hard_state = Some(self.hard_state);
+            if !self.write(&Batch { hard_state, ..Batch::default() })? {
+                self.full = true;
+            }
+        }
+        if self.commit_lags.is_none() {
+            self.outputs.append(&mut self.news);
         }
         Ok(())
     }
@@ -203,6 +210,7 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
         let raft = &self.raw.raft;
         let leader = self.leader();
         let heard = raft.election_elapsed < raft.election_timeout();
+        let full = message.full;
         let context = Context {
             id: self.id(),
             cluster: self.config.cluster,
@@ -216,7 +224,7 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
         match gate::check(message, from, &context).map(|checked| checked.0) {
             Ok(Passed::Removed) => self.leave(),
             Ok(Passed::Raft(mut message)) => {
-                self.heard.insert(from, self.ticks);
+                self.heard.insert(from, Heard { ticks: self.ticks, full });
                 self.heed(&mut message);
                 match self.raw.step(*message) {
                     Ok(()) => {}

@@ -64,6 +64,15 @@ pub fn carries_snapshot(message: &pb::RaftMessage) -> bool {
     message.snapshot.is_some()
 }
 
+/// What is known of a node from its messages.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    /// When the last one came.
+    ticks: u64,
+    /// Its disk was full then.
+    full: bool,
+}
+
 /// One member of the group.
 pub struct Replica<S: LogStore, M: Machine> {
     config: ReplicaConfig,
@@ -75,8 +84,10 @@ pub struct Replica<S: LogStore, M: Machine> {
     hard_state: HardState,
     /// Since when the durable commit has lagged behind, in ticks.
     commit_lags: Option<u64>,
-    /// A change of members was applied, and its commit may not be durable.
-    changes_known: bool,
+    /// Changes of members that were applied, and whose commit may not be durable: nobody is told yet.
+    news: Vec<Output<M::Outcome>>,
+    /// When their commit was last to be written, in ticks.
+    news_tried: u64,
     /// The members as of `applied`.
     members: MemberSet,
     removed: BTreeSet<NodeId>,
@@ -86,8 +97,8 @@ pub struct Replica<S: LogStore, M: Machine> {
     checks: Checks,
     timeouts: Timeouts,
     ticks: u64,
-    /// When a message of each node was last let in, in ticks.
-    heard: BTreeMap<NodeId, u64>,
+    /// The last message of each node that was let in.
+    heard: BTreeMap<NodeId, Heard>,
     joint_since: Option<u64>,
     /// Up to where followers were told of entries during joint consensus.
     nudged: u64,
@@ -225,7 +236,8 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
             return BTreeMap::new();
         }
         let patience = 3 * self.config.heartbeat_ticks as u64;
-        let answers = |id| self.heard.get(&id).is_some_and(|heard| self.ticks - heard <= patience);
+        let answers =
+            |id| self.heard.get(&id).is_some_and(|heard| self.ticks - heard.ticks <= patience);
         let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
         others
             .map(|(id, progress)| {
@@ -234,6 +246,7 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
                     matched: progress.matched,
                     recent_active: progress.recent_active,
                     answers: answers(id),
+                    full: self.heard.get(&id).is_some_and(|heard| heard.full),
                     snapshot: progress.state == ProgressState::Snapshot,
                     voter: self.members.is_voter(id),
                 };
@@ -242,13 +255,9 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
             .collect()
     }
 
-    /// The voter that would take over best: heard of lately and furthest.
+    /// The voter that would take over best.
     fn heir(&self) -> Option<NodeId> {
-        let voters = self
-            .peers()
-            .into_iter()
-            .filter(|(id, peer)| peer.recent_active && self.members.voters.contains(id));
-        voters.max_by_key(|(id, peer)| (peer.matched, std::cmp::Reverse(*id))).map(|(id, _)| id)
+        heir(&self.peers())
     }
 
     fn leads(&self) -> bool {
@@ -258,4 +267,10 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
     fn id(&self) -> NodeId {
         self.config.id
     }
+}
+
+/// The voter that would take over best: heard of lately, with room on its disk, and furthest.
+pub(crate) fn heir(peers: &BTreeMap<NodeId, PeerProgress>) -> Option<NodeId> {
+    let fit = peers.iter().filter(|(_, peer)| peer.voter && peer.recent_active && !peer.full);
+    fit.max_by_key(|(id, peer)| (peer.matched, std::cmp::Reverse(**id))).map(|(id, _)| *id)
 }

@@ -91,5 +91,6 @@ impl<S: LogStore, M: Machine> Replica<S, M> {
         self.record_check(self.applied);
         self.outputs.push(Output::Restored { index: self.applied });
         self.set_members(snapshot.members);
+        self.outputs.push(Output::Members(self.members.clone()));
     }
 }

@@ -350,6 +350,25 @@ fn members_come_and_go_under_load() {
     println!("{} streams ended while members came and went", load.end());
 }
 
+/// A founder whose volume is new, while its credential comes from elsewhere, as that of a pod does.
+#[test]
+fn a_founder_without_a_volume_does_not_found_a_second_cluster() {
+    let mut fleet = Fleet::start(3, 1, 1);
+    let others: Vec<String> = fleet.coordinators[1..].iter().map(|one| one.1.cluster()).collect();
+    drop(fleet.take(1));
+    for file in ["raft.redb", "raft.begun"] {
+        std::fs::remove_file(fleet.ground.data(&format!("coordinator-1/{file}"))).expect("a file");
+    }
+    let mut command = crate::harness::phalanx();
+    command.arg("coordinator").arg(demo_model()).args(["--join", &others.join(",")]);
+    command.args(["--data", &fleet.ground.data("coordinator-1")]);
+    let refused = crate::harness::output(command.args(["--listen", "127.0.0.1:0", "--port", "0"]));
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success());
+    assert!(errors.contains("the log of this coordinator is gone"), "{errors}");
+    assert!(fleet.leader() > 1);
+}
+
 #[test]
 fn a_log_that_is_gone_is_not_begun_anew() {
     let ground = Ground::new();

@@ -221,7 +221,7 @@ fn trap_local_kinds_and_transfers_cannot_be_expressed() {
     assert_eq!(reachable.len(), 12);
     for kind in never {
         assert!(!reachable.contains(&kind));
-        assert_eq!(convert::message_to_wire(CLUSTER, &raw(kind, US)), None);
+        assert_eq!(convert::message_to_wire(CLUSTER, false, &raw(kind, US)), None);
     }
     // An empty proposal ends a library that leads.
     let mut propose = raw(T::MsgPropose, PEER);

@@ -335,6 +335,33 @@ fn a_change_that_was_told_is_durable() {
     applied(group.propose(1, "alone").1);
 }
 
+/// The entries of a change are durable, and then there is no room for their commit.
+#[test]
+fn without_room_nobody_is_told_of_a_change_before_it_is_durable() {
+    let mut group = Group::of(2);
+    let request = group.request();
+    group.put(1, Input::Change { request, change: MemberChange::Remove(NodeId(1)) });
+    let told = |group: &Group| {
+        let alone = |event: &Event| matches!(event, Output::Members(members) if *members == MemberSet::of_one(NodeId(2)));
+        group.heard[&2].iter().any(alone)
+    };
+    while let Some((from, to, message)) = group.queue.pop_front() {
+        group.put(to, Input::Message { from: NodeId(from), message });
+        if group.nodes[&1].status().removed {
+            group.nodes.get_mut(&2).unwrap().store_mut().full = true;
+        }
+    }
+    group.ticks(3);
+    let node = &group.nodes[&2];
+    assert!(node.members == MemberSet::of_one(NodeId(2)) && node.status().storage_full);
+    assert!(!told(&group), "it is told, and would be forgotten");
+    group.nodes.get_mut(&2).unwrap().store_mut().full = false;
+    group.ticks(10);
+    assert!(told(&group));
+    group.restart(2);
+    assert_eq!(group.voters(2), [2]);
+}
+
 #[test]
 fn a_learner_that_has_nothing_yet_gets_no_vote() {
     let mut group = Group::of(1);

@@ -233,3 +233,42 @@ fn storm(seed: u64) {
         assert!(words.contains(word), "seed {seed}: {word} was acknowledged and is gone");
     }
 }
+
+#[test]
+fn with_every_disk_full_leadership_stays_where_it_is() {
+    let mut group = Group::of(3);
+    group.ticks(5);
+    for node in group.nodes.values_mut() {
+        (node.store_mut().low, node.store_mut().full) = (true, true);
+    }
+    // One command meets the full disk; whoever leads afterwards goes on to.
+    let leader = group.leader().unwrap();
+    group.propose(leader, "a");
+    group.ticks(60);
+    let term = group.nodes.values().map(|node| node.status().term).max();
+    group.ticks(200);
+    assert_eq!(group.nodes.values().map(|node| node.status().term).max(), term);
+    for node in group.nodes.values_mut() {
+        (node.store_mut().low, node.store_mut().full) = (false, false);
+    }
+    group.ticks(30);
+    let leader = group.elect();
+    applied(group.propose(leader, "b").1);
+}
+
+#[test]
+fn on_their_reserves_leaders_hand_over_to_who_has_room_or_to_nobody() {
+    let mut group = Group::of(3);
+    for id in [1, 2] {
+        group.nodes.get_mut(&id).unwrap().store_mut().low = true;
+    }
+    // A write shows it to each.
+    applied(group.propose(1, "a").1);
+    group.ticks(60);
+    assert_eq!(group.leader(), Some(3), "1 and 2 have no room");
+    group.nodes.get_mut(&3).unwrap().store_mut().low = true;
+    group.ticks(60);
+    let term = group.nodes[&3].status().term;
+    group.ticks(200);
+    assert_eq!((group.leader(), group.nodes[&3].status().term), (Some(3), term));
+}
