@@ -14,6 +14,6 @@ fuzz_target!(
         let mut parts = data.splitn(2, |byte| *byte == 0);
         let json = parts.next().unwrap_or_default();
         let text = String::from_utf8_lossy(parts.next().unwrap_or_default());
-        let _ = gateway::try_tokenizer(json, &text);
+        let _ = gateway::try_tokenizer(json, &[&text]);
     }
 );

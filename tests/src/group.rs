@@ -15,13 +15,15 @@ use engine::{
     StepOutput, StopRules, Want,
 };
 use model::{ComputeType, ModelSpec};
-use planner::{NodeId, RankPlan};
+use planner::{ExpertCut, NodeId, RankPlan};
 
 /// How a group is made and run. The default is one rank, one thread, whole prompts.
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// By rank: its stripes.
     pub owners: Vec<Vec<usize>>,
+    /// How experts are divided among stripes.
+    pub experts: ExpertCut,
     /// What the weights are kept in.
     pub compute: ComputeType,
     /// Threads per rank.
@@ -49,6 +51,7 @@ impl Setup {
     pub fn owned(owners: Vec<Vec<usize>>) -> Self {
         Self {
             owners,
+            experts: ExpertCut::Stripe,
             compute: ComputeType::F32,
             threads: 1,
             kernels: None,
@@ -256,6 +259,7 @@ fn make(
     let shape = RankShape {
         stripes: setup.stripes(),
         plan: &plan,
+        experts: setup.experts,
         compute: setup.compute,
         cache: CacheSize { blocks: setup.blocks, block_tokens: 16, context: spec.context },
     };
@@ -268,4 +272,44 @@ fn make(
         Box::new(tree)
     };
     (decoder.expect("a rank that loads"), collective)
+}
+
+/// Bytes of a checkpoint that a rank with these stripes out of eight reads.
+fn bytes_read(
+    spec: &Arc<ModelSpec>,
+    checkpoint: &Checkpoint,
+    experts: ExpertCut,
+    stripes: Vec<usize>,
+) -> u64 {
+    let node = NodeId(1);
+    let plan = RankPlan { rank: 0, node, device: 0, stripes, weight_bytes: 0, kv_bytes: 0 };
+    let cache = CacheSize { blocks: 1, block_tokens: 16, context: 16 };
+    let shape = RankShape { stripes: 8, plan: &plan, experts, compute: ComputeType::F32, cache };
+    let device = CpuDevice::new(1, None).expect("a CPU device");
+    let mut last = (0, 0);
+    Decoder::load(device, spec.clone(), shape, checkpoint, &mut |progress| {
+        last = (progress.bytes_read, progress.bytes_total);
+        true
+    })
+    .expect("a rank that loads");
+    assert_eq!(last.0, last.1, "the total is exact at the end");
+    last.0
+}
+
+/// Asserts that a rank with one of eight stripes reads little more than an eighth of a checkpoint,
+/// whichever way experts are divided.
+pub fn reads_its_stripes_only(spec: &Arc<ModelSpec>, checkpoint: &Checkpoint) {
+    for experts in ExpertCut::ALL {
+        let read = |stripes| bytes_read(spec, checkpoint, experts, stripes);
+        let whole = read((0..8).collect());
+        // Neighbouring stripes share KV heads, runs of feed-forward columns may differ by a block,
+        // and where there are fewer experts than stripes some have one and some have none.
+        let most = if experts == ExpertCut::Stripe { whole / 4 } else { whole / 3 };
+        let each: Vec<u64> = (0..8).map(|stripe| read(vec![stripe])).collect();
+        for (stripe, one) in each.iter().enumerate() {
+            assert!(*one < most, "{experts}: stripe {stripe} read {one} of {whole} bytes");
+        }
+        let all: u64 = each.iter().sum();
+        assert!(all < whole * 3 / 2, "{experts}: all together read {all} for {whole} bytes");
+    }
 }

@@ -3,6 +3,7 @@
 use compute::KernelClass;
 use engine::Request;
 use model::ComputeType;
+use planner::ExpertCut;
 use tests::golden::{self, Golden};
 use tests::group::{Setup, Trace, greedy, run};
 
@@ -87,6 +88,40 @@ fn any_split_of_stripes_gives_the_same_bits() {
     }
 }
 
+/// Golden checkpoints with experts.
+const WITH_EXPERTS: [&str; 8] = [
+    "mixtral",
+    "deepseek-v2-lite",
+    "deepseek-v2",
+    "deepseek-v3",
+    "deepseek-v3-fp8",
+    "qwen3-moe",
+    "gpt-oss",
+    "gpt-oss-mxfp4",
+];
+
+#[test]
+fn whole_experts_are_as_exact_as_cut_ones() {
+    for name in WITH_EXPERTS {
+        let golden = golden::load(name);
+        let whole = |setup: Setup| {
+            let setup = Setup { experts: ExpertCut::Whole, ..setup };
+            alone(&golden, SHORTER, &setup)
+        };
+        let want = whole(Setup::even(1));
+        for ranks in 2..=8 {
+            let got = whole(Setup::even(ranks));
+            assert_eq!(want.digest(0), got.digest(0), "{name} on {ranks} ranks");
+        }
+        let scattered = vec![vec![1, 4, 6], vec![0, 2, 7], vec![3, 5]];
+        let got = whole(Setup { chunk: 7, threads: 2, ..Setup::owned(scattered) });
+        assert_eq!(want.digest(0), got.digest(0), "{name} scattered, in chunks of 7");
+        // Sums are made of other parts, so the other way has bits of its own.
+        let cut = alone(&golden, SHORTER, &Setup::even(1));
+        assert_ne!(want.digest(0), cut.digest(0), "{name}: both ways are one");
+    }
+}
+
 #[test]
 fn tcp_gives_the_same_bits_as_local() {
     for name in TWO {
@@ -112,7 +147,7 @@ fn chunks_and_threads_change_no_bit() {
 #[test]
 fn every_kernel_class_gives_the_same_bits() {
     let best = KernelClass::detect();
-    for compute in [ComputeType::F32, ComputeType::Bf16, ComputeType::Int8] {
+    for compute in ComputeType::ALL {
         for name in MODELS {
             let base = Base::of(name, SHORTER, compute);
             for class in [KernelClass::Portable, KernelClass::Avx2, KernelClass::Avx512] {
@@ -129,7 +164,7 @@ fn every_kernel_class_gives_the_same_bits() {
 
 #[test]
 fn bf16_and_int8_are_as_exact_as_f32() {
-    for compute in [ComputeType::Bf16, ComputeType::Int8] {
+    for compute in [ComputeType::Bf16, ComputeType::Int8, ComputeType::Int4] {
         for name in MODELS {
             let base = Base::new(name, compute);
             for ranks in [3, 8] {

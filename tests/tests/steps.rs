@@ -6,15 +6,22 @@ use compute::CpuDevice;
 use decoder::{CacheSize, Decoder, ForwardError, LoadError, RankShape};
 use engine::{BlockId, SeqId, Step, StepEntry, Want};
 use model::ComputeType;
-use planner::{NodeId, RankPlan};
+use planner::{ExpertCut, NodeId, RankPlan};
 use tests::golden::{self, Golden};
+use tests::group::reads_its_stripes_only;
 
 fn load(golden: &Golden, stripes: usize, own: Vec<usize>) -> Result<Decoder<CpuDevice>, LoadError> {
     let device = CpuDevice::new(1, None).expect("a CPU device");
     let node = NodeId(1);
     let plan = RankPlan { rank: 0, node, device: 0, stripes: own, weight_bytes: 0, kv_bytes: 0 };
     let cache = CacheSize { blocks: 4, block_tokens: 16, context: 64 };
-    let shape = RankShape { stripes, plan: &plan, compute: ComputeType::F32, cache };
+    let shape = RankShape {
+        stripes,
+        plan: &plan,
+        experts: ExpertCut::Stripe,
+        compute: ComputeType::F32,
+        cache,
+    };
     Decoder::load(device, golden.spec.clone(), shape, &golden.checkpoint, &mut |_| true)
 }
 
@@ -80,26 +87,5 @@ fn stripes_that_are_no_selection_are_refused() {
 #[test]
 fn a_rank_reads_its_stripes_only() {
     let golden = golden::load("mixtral");
-    let read = |stripes: Vec<usize>| {
-        let plan =
-            RankPlan { rank: 0, node: NodeId(1), device: 0, stripes, weight_bytes: 0, kv_bytes: 0 };
-        let cache = CacheSize { blocks: 1, block_tokens: 16, context: 16 };
-        let shape = RankShape { stripes: 8, plan: &plan, compute: ComputeType::F32, cache };
-        let device = CpuDevice::new(1, None).expect("a CPU device");
-        let mut last = (0, 0);
-        let spec = golden.spec.clone();
-        Decoder::load(device, spec, shape, &golden.checkpoint, &mut |progress| {
-            last = (progress.bytes_read, progress.bytes_total);
-            true
-        })
-        .expect("a rank that loads");
-        assert_eq!(last.0, last.1, "the total is exact at the end");
-        last.0
-    };
-    let whole = read((0..8).collect());
-    // Neighbouring stripes share KV heads and runs of feed-forward columns may differ by a block.
-    for stripe in 0..8 {
-        let one = read(vec![stripe]);
-        assert!(one < whole / 4, "stripe {stripe} read {one} of {whole} bytes");
-    }
+    reads_its_stripes_only(&golden.spec, &golden.checkpoint);
 }

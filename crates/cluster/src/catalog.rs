@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use model::{ComputeType, ModelSpec};
-use planner::{NodeId, stripes};
+use planner::{ExpertCut, NodeId, stripes};
 
 use crate::BadField;
 use crate::fields::{bad, hexadecimal, text};
@@ -52,6 +52,8 @@ pub struct Deployment {
     pub digest: String,
     /// What the weights are kept in; with the stripes, the numerics of the deployment.
     pub compute: ComputeType,
+    /// How the experts of a layer are divided among stripes; part of the numerics too.
+    pub experts: ExpertCut,
     /// Stripes the model is cut into; `None` is the model's default.
     pub stripes: Option<usize>,
     /// Ranks of a group; at least one, at most the number of stripes.

@@ -262,6 +262,7 @@ fn plan_over(free: &Free, wish: &Deployment, model: &Model) -> Result<ShardPlan,
     let limits = Limits {
         stripes: Some(wish.stripe_count(&model.spec)),
         ranks: Some(wish.ranks),
+        experts: wish.experts,
         compute: wish.compute,
         kv_blocks: wish.kv_blocks,
         block_tokens: wish.block_tokens,

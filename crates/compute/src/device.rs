@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+use crate::BlockFormat;
+
 /// What went wrong in an operation. Wrong shapes are errors in release builds too.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
@@ -50,6 +52,9 @@ pub enum DeviceError {
     },
 }
 
+/// A row that another stripe adds, see [`Device::combine_experts`].
+pub const ELSEWHERE: u32 = u32::MAX;
+
 /// How weights are stored in a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StoredType {
@@ -73,6 +78,9 @@ pub enum Precision {
     /// integer dot product is exact; blocks are added in order by one fused multiply-add each:
     /// `acc = fma(weight_scale * activation_scale, dot as f32, acc)`.
     Int8,
+    /// Signed 4-bit blocks of 32 with one f32 scale each: `q * scale` with `q` from -8 to 7, the
+    /// element of the largest magnitude being -8. Activations and sums as in `Int8`.
+    Int4,
 }
 
 /// How the elements of a stored matrix are written.
@@ -95,6 +103,40 @@ pub enum Encoding<'a> {
         /// A byte for each 32 columns of a row, row-major `[stored rows, stored columns / 32]`.
         scales: &'a [u8],
     },
+    /// Blocks of a row's elements with their scales, as in GGUF files.
+    Blocks(BlockFormat),
+    /// Four bits per element, in groups along the inputs: `(q - zero) * scale`. The bytes are
+    /// little-endian words of eight elements; `stored_columns` are the outputs and the matrix
+    /// counts as transposed, whichever way its words run.
+    Int4(Int4<'a>),
+}
+
+/// What turns 4-bit elements into numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Int4<'a> {
+    /// f16 `[groups, outputs]`.
+    pub scales: &'a [u8],
+    /// Words `[groups, outputs / 8]`.
+    pub zeros: &'a [u8],
+    /// i32 `[inputs]`: the group of each input; without it `group` inputs follow each other.
+    pub groups: Option<&'a [u8]>,
+    /// Inputs that share a scale.
+    pub group: usize,
+    /// How words are made of elements.
+    pub order: Int4Order,
+}
+
+/// How 4-bit elements are put into words of 32 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Int4Order {
+    /// `[inputs, outputs / 8]`: outputs 0, 2, 4, 6, 1, 3, 5, 7 of each eight, lowest bits first.
+    Awq,
+    /// `[inputs / 8, outputs]`: inputs in order, lowest bits first; zeros run along the outputs in
+    /// order, and each is `zero_offset` more than what is stored.
+    Gptq {
+        /// 1 in the first version of the format, 0 in the second.
+        zero_offset: u8,
+    },
 }
 
 /// A part of a stored matrix, to be packed. Its logical element `(o, i)` is the stored element
@@ -105,7 +147,7 @@ pub struct WeightSource<'a> {
     pub bytes: &'a [u8],
     /// How elements are written.
     pub encoding: Encoding<'a>,
-    /// Elements in a stored row. A multiple of 32 for MXFP4.
+    /// Elements in a stored row; whole blocks for MXFP4 and block formats.
     pub stored_columns: usize,
     /// Logical outputs `o` taken: the packed matrix' outputs.
     pub rows: Range<usize>,
@@ -117,6 +159,9 @@ pub struct WeightSource<'a> {
     pub row_step: usize,
     /// Whether it is stored as `[inputs, outputs]`. Not for MXFP4.
     pub transposed: bool,
+    /// Of every so many outputs (a head's, an even number), the second half stands between those
+    /// of the first: logical output `half * k + j` of a head is its stored row `2 * j + k`.
+    pub paired: Option<usize>,
 }
 
 impl<'a> WeightSource<'a> {
@@ -137,6 +182,7 @@ impl<'a> WeightSource<'a> {
             first_row: 0,
             row_step: 1,
             transposed: false,
+            paired: None,
         }
     }
 }
@@ -330,6 +376,29 @@ pub struct Routes {
     pub weights: Vec<f32>,
 }
 
+/// What was lost by keeping weights in 8 or 4 bits, as sums over weights.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Rounding {
+    /// Squares of the weights as they are stored.
+    pub weights: f64,
+    /// Squares of what the kept ones are off by.
+    pub errors: f64,
+}
+
+impl Rounding {
+    /// Root mean square of the errors over that of the weights; 0 where nothing was lost.
+    pub fn relative(self) -> f64 {
+        if self.errors == 0.0 { 0.0 } else { (self.errors / self.weights).sqrt() }
+    }
+}
+
+impl std::ops::AddAssign for Rounding {
+    fn add_assign(&mut self, other: Self) {
+        self.weights += other.weights;
+        self.errors += other.errors;
+    }
+}
+
 /// A device. All operations check their shapes and return an error rather than panic.
 pub trait Device: Send + Sync + 'static {
     /// f32 `[rows, columns]`.
@@ -362,6 +431,9 @@ pub trait Device: Send + Sync + 'static {
         source: &WeightSource<'_>,
         precision: Precision,
     ) -> Result<Self::Matrix, DeviceError>;
+
+    /// What packing lost; nothing is counted in f32 and bf16.
+    fn rounding(&self, matrix: &Self::Matrix) -> Rounding;
 
     /// `(outputs, inputs)` of a packed matrix.
     fn matrix_shape(&self, matrix: &Self::Matrix) -> (usize, usize);
@@ -480,16 +552,15 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Tensor,
     ) -> Result<(), DeviceError>;
 
-    /// Sums each token's experts in slot order, for every local stripe `s < stripes`:
-    /// `out[s * T + t, :] = sum_j weights[t, j] * y[s * T * chosen + rows[t * chosen + j], :]`,
-    /// one fused multiply-add per slot, from zero. `y: [stripes * T * chosen, C]`,
-    /// `out: [stripes * T, C]`.
+    /// Sums each token's experts in slot order, for every local stripe `s`:
+    /// `out[s * T + t, :] = sum_j weights[t, j] * y[rows[(s * T + t) * chosen + j], :]`, one fused
+    /// multiply-add per slot, from zero; slots whose row is [`ELSEWHERE`] are left out.
+    /// `rows: [stripes * T * chosen]`, `out: [stripes * T, C]`.
     fn combine_experts(
         &self,
         y: &Self::Tensor,
         routes: &Routes,
         rows: &[u32],
-        stripes: usize,
         out: &mut Self::Tensor,
     ) -> Result<(), DeviceError>;
 

@@ -5,16 +5,18 @@
 //! never on how many rows a call has, on neighbours, on threads or on the instruction set. So each
 //! kernel has one order, written once portably, and its AVX2 and AVX-512 forms give the same bits.
 
+mod blocks;
 mod check;
 pub mod cpu;
 mod device;
 mod mapped;
 mod rope;
 
+pub use blocks::BlockFormat;
 pub use cpu::{CpuDevice, KernelClass};
 pub use device::{
-    Activation, AttendSpan, CacheShape, CacheValue, Columns, Device, DeviceError, Encoding,
-    GroupScore, Groups, HeadMap, Precision, RopePairs, RopeTable, Routes, Routing, Score, Segment,
-    StoredType, WeightSource,
+    Activation, AttendSpan, CacheShape, CacheValue, Columns, Device, DeviceError, ELSEWHERE,
+    Encoding, GroupScore, Groups, HeadMap, Int4, Int4Order, Precision, RopePairs, RopeTable,
+    Rounding, Routes, Routing, Score, Segment, StoredType, WeightSource,
 };
 pub use mapped::MappedFile;

@@ -144,6 +144,7 @@ fn parts_steps_and_transposition() {
                 first_row,
                 row_step,
                 transposed,
+                paired: None,
             };
             let mut expected = Vec::new();
             for o in rows {

@@ -32,17 +32,36 @@ fn quantised(block: &[f32]) -> (Vec<i64>, f32) {
     (q.collect(), m / 127.0)
 }
 
+/// The same in four bits.
+fn quantised4(block: &[f32]) -> (Vec<i64>, f32) {
+    if block.iter().any(|v| !v.is_finite()) {
+        return (vec![0; block.len()], f32::NAN);
+    }
+    let size = |v: &f32| v.abs();
+    let largest = block.iter().map(size).fold(0_f32, f32::max);
+    let m = block.iter().copied().find(|v| v.abs() == largest).unwrap_or(0.0);
+    if largest < 2_f32.powi(-100) {
+        return (vec![0; block.len()], 0.0);
+    }
+    let q = block.iter().map(|v| ((v * (-8.0 / m) + 8.5).floor() as i64).clamp(0, 15) - 8);
+    (q.collect(), m / -8.0)
+}
+
 /// One output as the contract says: one accumulator, inner positions in order.
 fn expected(x: &[f32], w: &[f32], precision: Precision) -> f32 {
     let pairs = x.iter().zip(w);
     match precision {
         Precision::F32 => pairs.fold(0.0, |acc, (x, w)| w.mul_add(*x, acc)),
         Precision::Bf16 => pairs.fold(0.0, |acc, (x, w)| bf16(*w).mul_add(bf16(*x), acc)),
-        Precision::Int8 => x.chunks(32).zip(w.chunks(32)).fold(0.0, |acc, (x, w)| {
-            let ((x, xs), (w, ws)) = (quantised(x), quantised(w));
-            let dot: i64 = x.iter().zip(&w).map(|(x, w)| x * w).sum();
-            (ws * xs).mul_add(dot as f32, acc)
-        }),
+        Precision::Int8 | Precision::Int4 => {
+            x.chunks(32).zip(w.chunks(32)).fold(0.0, |acc, (x, w)| {
+                let quantised_weights =
+                    if precision == Precision::Int4 { quantised4 } else { quantised };
+                let ((x, xs), (w, ws)) = (quantised(x), quantised_weights(w));
+                let dot: i64 = x.iter().zip(&w).map(|(x, w)| x * w).sum();
+                (ws * xs).mul_add(dot as f32, acc)
+            })
+        }
     }
 }
 
@@ -150,6 +169,7 @@ fn results_are_near_the_true_product() {
                 Precision::F32 => 1e-6,
                 Precision::Bf16 => 8e-3,
                 Precision::Int8 => 2e-2,
+                Precision::Int4 => 2e-1,
             };
             let error = (f64::from(*got) - exact - f64::from(case.bias[o])).abs();
             assert!(error <= size.max(1.0) * tolerance, "{precision:?}: {error}");
@@ -265,11 +285,14 @@ fn stored_types_are_read_as_they_are() {
                 for column in 0..41 {
                     let got = out.values()[(row + 1) * 41 + column];
                     let block = &line[column / 32 * 32..41.min((column / 32 + 1) * 32)];
-                    let (q, scale) = quantised(block);
+                    let (q, scale) = match precision {
+                        Precision::Int4 => quantised4(block),
+                        _ => quantised(block),
+                    };
                     let expected = match precision {
                         Precision::F32 => line[column],
                         Precision::Bf16 => bf16(line[column]),
-                        Precision::Int8 => q[column % 32] as f32 * scale,
+                        Precision::Int8 | Precision::Int4 => q[column % 32] as f32 * scale,
                     };
                     assert_eq!(got.to_bits(), expected.to_bits(), "{stored:?} {precision:?}");
                 }

@@ -177,9 +177,12 @@ pub fn start(
     Ok(ControlHandle { control, view: seen, removed, task })
 }
 
-/// Whether the founder must not begin: it has no log, and one of the others that `config` knows is a
-/// coordinator of this cluster, which has a founder then. Its log is gone; a second beginning under
-/// the same authority would be a second cluster.
+/// Refuses a founder that must not begin: it has no log, and one of the others that `config` knows
+/// is a coordinator of this cluster, which has a founder then. Its log is gone; a second beginning
+/// under the same authority would be a second cluster.
+///
+/// # Errors
+/// [`ControlError::LogGone`].
 pub async fn began_elsewhere(config: &ControlConfig, tls: &Tls) -> Result<(), ControlError> {
     let node = tls.peer().node(Role::Coordinator);
     let begun = [LOG_FILE, MARK_FILE].iter().any(|file| config.data.join(file).exists());
@@ -187,8 +190,8 @@ pub async fn began_elsewhere(config: &ControlConfig, tls: &Tls) -> Result<(), Co
         return Ok(());
     }
     let mut asking = JoinSet::new();
-    for address in config.known.iter().cloned() {
-        let tls = tls.clone();
+    for address in &config.known {
+        let (address, tls) = (address.clone(), tls.clone());
         asking.spawn(async move {
             let connecting = transport::connect(&address, Expect::AnyCoordinator, &tls);
             matches!(tokio::time::timeout(ANSWER, connecting).await, Ok(Ok(_)))

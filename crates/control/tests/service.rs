@@ -87,9 +87,21 @@ async fn a_session_that_broke_is_resumed_with_what_the_worker_holds() {
         (form.epoch, 1)
     );
     again.report(Report::Heartbeat).await;
-    // Another process under the same identity holds nothing: its group moves on.
+    // Another process under the same identity is turned away as long as this one is heard. Once it
+    // has ended, the other is its next life and holds nothing: its group moves on.
     let other = Report::Join(cluster::NodeInfo { boot: 77, ..info(1) }, Vec::new()).to_wire();
-    let mut other = coordinator.open(&who, other).await.unwrap();
+    let (code, why) = coordinator.refused(&who, other.clone()).await;
+    assert!(code == Code::Unavailable && why.contains("another process"), "{code}: {why}");
+    drop(again);
+    let mut tries = 0;
+    let mut other = loop {
+        tries += 1;
+        match coordinator.open(&who, other.clone()).await {
+            Ok(other) => break other,
+            Err(status) => assert!(tries < 500, "{status}"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    };
     assert_eq!(other.form().await.epoch, form.epoch.next());
 }
 

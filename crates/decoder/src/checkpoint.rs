@@ -1,17 +1,20 @@
-//! A model directory's safetensors files, mapped and checked against the spec before use.
+//! A model directory's safetensors files, or one GGUF file, mapped and checked against the spec
+//! before use.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use compute::MappedFile;
+use model::gguf::GgufError;
 use model::safetensors::{self, Header, Index, SafetensorsError};
-use model::{ModelSpec, Part};
+use model::{Format, ModelSpec, Part};
 
+use crate::gguf;
 use crate::stored::{Finder, Located, StoredTensor};
 
 const SINGLE: &str = "model.safetensors";
 const HEAD: &str = "lm_head.weight";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// What is wrong with a checkpoint. Names files and tensors, never whole paths.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +41,36 @@ pub enum CheckpointError {
     /// A header is malformed or lies.
     #[error(transparent)]
     Safetensors(#[from] SafetensorsError),
+    /// A GGUF file is malformed or lies.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A tensor of a GGUF file has another shape than the spec implies.
+    #[error("{file}: tensor {tensor} has shape {got:?}, the model needs {needed:?}")]
+    Shape {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        got: Vec<usize>,
+        /// The shape by the spec.
+        needed: Vec<usize>,
+    },
+    /// A matrix of 4-bit integers that does not fill its words.
+    #[error("tensor {tensor} has {count} {what}, not a multiple of 8 as 4-bit words have")]
+    Eighths {
+        /// The tensor.
+        tensor: String,
+        /// Which side.
+        what: &'static str,
+        /// How many.
+        count: usize,
+    },
     /// A tensor the spec asks for is absent.
-    #[error("tensor {tensor} is missing")]
+    #[error("{file}: tensor {tensor} is missing")]
     Missing {
+        /// The file, or the index where there are several.
+        file: String,
         /// The tensor.
         tensor: String,
     },
@@ -117,10 +147,18 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Maps the safetensors files of `directory` and checks them against `spec`: every tensor is
-    /// there once, has the implied shape, a readable type and its scales, and nothing else is there
-    /// but what the spec says to ignore.
+    /// Maps the safetensors files of `directory`, or `directory` itself where the spec is that of a
+    /// GGUF file, and checks them against `spec`: every tensor is there once, has the implied
+    /// shape, a readable type and its scales, and nothing else is there but what the spec says to
+    /// ignore.
     pub fn open(directory: &Path, spec: &ModelSpec) -> Result<Self, CheckpointError> {
+        if let Format::Gguf(_) = spec.format {
+            let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let read = |source| CheckpointError::Read { file: name.clone(), source };
+            let file = MappedFile::open(directory).map_err(read)?;
+            let tensors = gguf::locate(&name, file.bytes(), spec)?;
+            return Ok(Self { files: vec![file], tensors });
+        }
         let (names, index) = weight_files(directory)?;
         let mut files = Vec::new();
         let mut headers = Vec::new();

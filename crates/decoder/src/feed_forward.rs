@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use collective::Collective;
-use compute::{Device, Routes, Routing};
+use compute::{Device, ELSEWHERE, Routes, Routing};
 
 use crate::forward::{After, Batch, Decoder, ForwardError, Scratch};
 use crate::weights::{ExpertsWeights, FeedForwardWeights, Gated, across};
@@ -108,7 +108,8 @@ fn experts<D: Device>(
     routes: &Routes,
     hidden: usize,
 ) -> Result<(), ForwardError> {
-    let sorted = Sorted::new(routes, w.experts.len());
+    let here: Vec<bool> = w.experts.iter().map(Option::is_some).collect();
+    let sorted = Sorted::new(routes, &here);
     device.reshape(&mut s.expert, sorted.tokens.len(), hidden)?;
     device.gather_rows(&s.h, &sorted.tokens, &mut s.expert)?;
     let used: Vec<_> = w
@@ -116,13 +117,13 @@ fn experts<D: Device>(
         .iter()
         .zip(&sorted.runs)
         .filter(|(_, run)| !run.is_empty())
-        .map(|(expert, run)| (expert, run.clone()))
+        .filter_map(|(expert, run)| Some((expert.as_ref()?, run.clone())))
         .collect();
     gated(device, s, Source::Gathered, &used, hidden)?;
-    let own = w.experts.first().map_or(0, |expert| expert.down.len());
-    let rows = sorted.tokens.len() / routes.chosen.max(1);
-    device.reshape(&mut s.partials, own * rows, hidden)?;
-    device.combine_experts(&s.expert, routes, &sorted.rows, own, &mut s.partials)?;
+    let rows = routes.experts.len() / routes.chosen.max(1);
+    device.reshape(&mut s.partials, w.own * rows, hidden)?;
+    let picks = sorted.picks(routes, w.own, w.owners.as_deref());
+    device.combine_experts(&s.expert, routes, &picks, &mut s.partials)?;
     Ok(())
 }
 
@@ -155,14 +156,15 @@ struct Sorted {
     tokens: Vec<u32>,
     /// By expert: its run of sorted rows.
     runs: Vec<Range<usize>>,
-    /// By (token, slot): its sorted row.
+    /// By (token, slot): its sorted row, or `ELSEWHERE`.
     rows: Vec<u32>,
 }
 
 impl Sorted {
-    fn new(routes: &Routes, experts: usize) -> Self {
-        let mut counts = vec![0usize; experts];
-        for expert in &routes.experts {
+    /// `here` says by expert whether this rank has it.
+    fn new(routes: &Routes, here: &[bool]) -> Self {
+        let mut counts = vec![0usize; here.len()];
+        for expert in routes.experts.iter().filter(|expert| here[**expert as usize]) {
             counts[*expert as usize] += 1;
         }
         let mut start = 0;
@@ -174,15 +176,37 @@ impl Sorted {
             })
             .collect();
         let mut next: Vec<usize> = runs.iter().map(|run| run.start).collect();
-        let mut tokens = vec![0; routes.experts.len()];
-        let mut rows = vec![0; routes.experts.len()];
-        for (slot, expert) in routes.experts.iter().enumerate() {
+        let mut tokens = vec![0; start];
+        let mut rows = vec![ELSEWHERE; routes.experts.len()];
+        let slots = routes.experts.iter().enumerate();
+        for (slot, expert) in slots.filter(|(_, expert)| here[**expert as usize]) {
             let row = &mut next[*expert as usize];
             tokens[*row] = (slot / routes.chosen) as u32;
             rows[slot] = *row as u32;
             *row += 1;
         }
         Self { tokens, runs, rows }
+    }
+
+    /// By (own stripe, token, slot): the row of the experts' outputs that the stripe adds. Where
+    /// every expert is cut, outputs are stripe-major; where whole ones are divided, each row
+    /// belongs to one stripe.
+    fn picks(&self, routes: &Routes, own: usize, owners: Option<&[Option<usize>]>) -> Vec<u32> {
+        let slots = self.rows.len();
+        let mut picks = Vec::with_capacity(own * slots);
+        for stripe in 0..own {
+            match owners {
+                None => picks.extend(self.rows.iter().map(|row| (stripe * slots) as u32 + row)),
+                Some(owners) => {
+                    let pairs = self.rows.iter().zip(&routes.experts);
+                    picks.extend(pairs.map(|(row, expert)| {
+                        let mine = owners[*expert as usize] == Some(stripe);
+                        if mine { *row } else { ELSEWHERE }
+                    }));
+                }
+            }
+        }
+        picks
     }
 }
 
@@ -193,9 +217,24 @@ mod tests {
     #[test]
     fn sorting_puts_each_experts_rows_side_by_side() {
         let routes = Routes { chosen: 2, experts: vec![2, 0, 2, 1, 0, 2], weights: vec![0.5; 6] };
-        let sorted = Sorted::new(&routes, 4);
+        let sorted = Sorted::new(&routes, &[true; 4]);
         assert_eq!(sorted.runs, [0..2, 2..3, 3..6, 6..6]);
         assert_eq!(sorted.tokens, [0, 2, 1, 0, 1, 2]);
         assert_eq!(sorted.rows, [3, 0, 4, 2, 1, 5]);
+        let twice = [3, 0, 4, 2, 1, 5, 9, 6, 10, 8, 7, 11];
+        assert_eq!(sorted.picks(&routes, 2, None), twice);
+    }
+
+    #[test]
+    fn experts_of_other_ranks_are_left_out() {
+        let routes = Routes { chosen: 2, experts: vec![2, 0, 2, 1, 0, 2], weights: vec![0.5; 6] };
+        let sorted = Sorted::new(&routes, &[true, true, false, false]);
+        assert_eq!(sorted.runs, [0..2, 2..3, 3..3, 3..3]);
+        assert_eq!(sorted.tokens, [0, 2, 1]);
+        const NO: u32 = ELSEWHERE;
+        assert_eq!(sorted.rows, [NO, 0, NO, 2, 1, NO]);
+        // The first own stripe has expert 1, the second expert 0.
+        let picks = sorted.picks(&routes, 2, Some(&[Some(1), Some(0), None, None]));
+        assert_eq!(picks, [NO, NO, NO, 2, NO, NO, NO, 0, NO, NO, 1, NO]);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use collective::{Collective, CollectiveError};
-use compute::{AttendSpan, Device, DeviceError, RopeTable};
+use compute::{AttendSpan, Device, DeviceError, RopeTable, Rounding};
 use engine::{Step, Want};
 use model::ModelSpec;
 
@@ -56,6 +56,7 @@ pub struct Decoder<D: Device> {
     pub(crate) blocks: usize,
     pub(crate) block_tokens: usize,
     pub(crate) context: usize,
+    pub(crate) rounding: Rounding,
 }
 
 /// Activations, kept between steps so that a step allocates nothing once it has been as large.
@@ -115,6 +116,11 @@ pub(crate) struct Batch<'a> {
 }
 
 impl<D: Device> Decoder<D> {
+    /// What keeping this rank's weights in 8 or 4 bits lost, over all its quantised matrices.
+    pub fn rounding(&self) -> Rounding {
+        self.rounding
+    }
+
     /// Runs one step. Every rank of the group must run the same step; `on_logits` is called on
     /// rank 0, once per wanted row in order.
     pub fn forward(

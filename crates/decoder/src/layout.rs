@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use model::ModelSpec;
-use planner::stripes;
+use planner::{ExpertCut, stripes};
 
 /// A rank's stripes out of all stripes of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +12,10 @@ pub(crate) struct Layout {
     pub(crate) stripes: usize,
     /// The rank's own, ascending.
     pub(crate) own: Vec<usize>,
+    /// Columns of a stored block, which cuts keep whole where they can.
+    pub(crate) block: usize,
+    /// How experts are divided among stripes.
+    pub(crate) experts: ExpertCut,
 }
 
 /// Consecutive local columns, one run per own stripe.
@@ -55,7 +59,19 @@ impl Layout {
 
     /// Feed-forward columns of each own stripe.
     pub(crate) fn columns(&self, width: usize) -> Runs {
-        Runs::new(self.own.iter().map(|s| stripes::columns(width, self.stripes, *s)).collect())
+        let run = |s: &usize| stripes::columns(width, self.block, self.stripes, *s);
+        Runs::new(self.own.iter().map(run).collect())
+    }
+
+    /// All columns, as those of one stripe.
+    pub(crate) fn all_columns(width: usize) -> Runs {
+        Runs::new(std::iter::once(0..width).collect())
+    }
+
+    /// The own stripe, by its place among them, that an expert belongs to where whole ones are
+    /// divided; `None` where another rank has it.
+    pub(crate) fn owner(&self, expert: usize, count: usize) -> Option<usize> {
+        self.own.iter().position(|s| stripes::experts(count, self.stripes, *s).contains(&expert))
     }
 
     /// Vocabulary rows of each own stripe.

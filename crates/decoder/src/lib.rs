@@ -9,6 +9,7 @@ mod attention;
 mod checkpoint;
 mod feed_forward;
 mod forward;
+mod gguf;
 mod latent;
 mod layout;
 mod load;

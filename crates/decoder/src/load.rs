@@ -6,9 +6,10 @@ mod feed_forward;
 use std::ops::Range;
 use std::sync::Arc;
 
-use compute::{CacheShape, CacheValue, Device, DeviceError, Precision, RopeTable, WeightSource};
+use compute::{CacheShape, CacheValue, Device, DeviceError, Precision, RopeTable};
+use compute::{Rounding, WeightSource};
 use model::{ComputeType, ModelSpec, Part};
-use planner::{PlanError, RankPlan};
+use planner::{ExpertCut, PlanError, RankPlan};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::forward::{Decoder, Scratch};
@@ -35,6 +36,8 @@ pub struct RankShape<'a> {
     pub stripes: usize,
     /// The rank's part of the plan.
     pub plan: &'a RankPlan,
+    /// How experts are divided among stripes.
+    pub experts: ExpertCut,
     /// What the weights are kept in.
     pub compute: ComputeType,
     /// The KV cache.
@@ -98,6 +101,7 @@ struct Loader<'a, D: Device> {
     /// Precision of embedding, head and router.
     edge_precision: Precision,
     bytes_read: u64,
+    rounding: Rounding,
 }
 
 impl<D: Device> Decoder<D> {
@@ -110,9 +114,10 @@ impl<D: Device> Decoder<D> {
         checkpoint: &Checkpoint,
         progress: &mut dyn FnMut(LoadProgress) -> bool,
     ) -> Result<Self, LoadError> {
-        let RankShape { stripes, plan, compute, cache } = shape;
+        let RankShape { stripes, plan, experts, compute, cache } = shape;
         planner::stripes::validate(&spec, stripes)?;
-        let layout = layout(stripes, &plan.stripes)?;
+        let mut layout = layout(stripes, &plan.stripes)?;
+        (layout.block, layout.experts) = (spec.format.block(), experts);
         let context = cache.context.min(spec.context);
         let mut loader = Loader {
             device: &device,
@@ -122,6 +127,7 @@ impl<D: Device> Decoder<D> {
             precision: precision(compute),
             edge_precision: edge_precision(compute),
             bytes_read: 0,
+            rounding: Rounding::default(),
         };
         let edges = loader.edges()?;
         let before = loader.bytes_read;
@@ -139,6 +145,7 @@ impl<D: Device> Decoder<D> {
                 return Err(LoadError::Stopped);
             }
         }
+        let rounding = loader.rounding;
         let scratch = Scratch::new(&device)?;
         Ok(Self {
             device,
@@ -152,6 +159,7 @@ impl<D: Device> Decoder<D> {
             blocks: cache.blocks,
             block_tokens: cache.block_tokens,
             context,
+            rounding,
         })
     }
 }
@@ -201,7 +209,7 @@ fn layout(stripes: usize, own: &[usize]) -> Result<Layout, LoadError> {
     if !ascending || !inside {
         return Err(LoadError::Stripes { own: own.to_vec(), stripes });
     }
-    Ok(Layout { stripes, own: own.to_vec() })
+    Ok(Layout { stripes, own: own.to_vec(), block: 1, experts: ExpertCut::Stripe })
 }
 
 fn precision(compute: ComputeType) -> Precision {
@@ -209,13 +217,14 @@ fn precision(compute: ComputeType) -> Precision {
         ComputeType::F32 => Precision::F32,
         ComputeType::Bf16 => Precision::Bf16,
         ComputeType::Int8 => Precision::Int8,
+        ComputeType::Int4 => Precision::Int4,
     }
 }
 
 fn edge_precision(compute: ComputeType) -> Precision {
     match compute {
         ComputeType::F32 => Precision::F32,
-        ComputeType::Bf16 | ComputeType::Int8 => Precision::Bf16,
+        ComputeType::Bf16 | ComputeType::Int8 | ComputeType::Int4 => Precision::Bf16,
     }
 }
 
@@ -241,9 +250,12 @@ impl<D: Device> Loader<'_, D> {
         precision: Precision,
     ) -> Result<D::Matrix, LoadError> {
         self.bytes_read += tensor.bytes_of(source.rows.len() * source.columns.len());
-        self.device
+        let matrix = self
+            .device
             .pack(source, precision)
-            .map_err(|source| LoadError::Pack { tensor: tensor.name.to_owned(), source })
+            .map_err(|source| LoadError::Pack { tensor: tensor.name.to_owned(), source })?;
+        self.rounding += self.device.rounding(&matrix);
+        Ok(matrix)
     }
 
     /// A whole or partial vector as f32.

@@ -11,7 +11,10 @@ pub(crate) fn table(rope: &Rope, positions: usize) -> Result<RopeTable, DeviceEr
     };
     let magnitude = match rope.scaling {
         RopeScaling::Yarn { magnitude, .. } => magnitude,
-        RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => 1.0,
+        RopeScaling::None
+        | RopeScaling::Linear { .. }
+        | RopeScaling::Divided { .. }
+        | RopeScaling::Llama3 { .. } => 1.0,
     };
     RopeTable::new(pairs, &frequencies(rope), magnitude, positions)
 }
@@ -22,11 +25,12 @@ fn frequencies(rope: &Rope) -> Vec<f32> {
         let exponent = (2 * i) as f64 / rope.dims as f64;
         (1.0 / libm::pow(rope.theta, exponent)) as f32
     });
-    match rope.scaling {
+    match &rope.scaling {
         RopeScaling::None => base.collect(),
-        RopeScaling::Linear { factor } => base.map(|f| f / factor as f32).collect(),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => base
-            .map(|f| {
+        RopeScaling::Divided { by } => base.zip(by).map(|(f, by)| f / by).collect(),
+        &RopeScaling::Linear { factor } => base.map(|f| f / factor as f32).collect(),
+        &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            base.map(|f| {
                 let wavelength = 2.0 * std::f32::consts::PI / f;
                 let context = original_context as f32;
                 let (low, high) = (low_freq_factor as f32, high_freq_factor as f32);
@@ -39,8 +43,9 @@ fn frequencies(rope: &Rope) -> Vec<f32> {
                     (1.0 - smooth) * f / factor as f32 + smooth * f
                 }
             })
-            .collect(),
-        RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } => {
+            .collect()
+        }
+        &RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } => {
             let (low, high) = yarn_range(rope, original_context, (beta_fast, beta_slow), truncate);
             base.enumerate()
                 .map(|(i, f)| {

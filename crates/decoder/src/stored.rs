@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use compute::{Encoding, MappedFile, StoredType, WeightSource};
+use compute::{BlockFormat, Encoding, Int4, Int4Order, MappedFile, StoredType, WeightSource};
 use half::{bf16, f16};
-use model::TensorSpec;
 use model::safetensors::{Dtype, Header, SafetensorsError, TensorInfo};
+use model::{Int4Packing, Int4Tensors, TensorSpec};
 
 use crate::CheckpointError;
+use crate::checkpoint::INDEX;
 
 /// Rows and columns that share one scale in an FP8 checkpoint.
 const FP8_BLOCK: usize = 128;
@@ -18,26 +19,29 @@ const MXFP4_BLOCK: usize = 32;
 
 /// Where a tensor was found.
 pub(crate) struct Located {
-    name: String,
-    place: Place,
-    elements: Elements,
+    pub(crate) name: String,
+    pub(crate) place: Place,
+    pub(crate) elements: Elements,
     /// Elements per stored row.
-    stored_columns: usize,
-    first_row: usize,
-    row_step: usize,
-    transposed: bool,
+    pub(crate) stored_columns: usize,
+    pub(crate) first_row: usize,
+    pub(crate) row_step: usize,
+    pub(crate) transposed: bool,
+    pub(crate) paired: Option<usize>,
 }
 
 /// Bytes of a mapped file.
-struct Place {
-    file: usize,
-    bytes: Range<usize>,
+pub(crate) struct Place {
+    pub(crate) file: usize,
+    pub(crate) bytes: Range<usize>,
 }
 
-enum Elements {
+pub(crate) enum Elements {
     Plain(StoredType),
+    Blocks(BlockFormat),
     Fp8Blocks { scales: Place },
     Mxfp4 { scales: Place },
+    Int4 { scales: Place, zeros: Place, groups: Option<Place>, group: usize, order: Int4Order },
 }
 
 /// One tensor as stored.
@@ -58,6 +62,14 @@ impl<'a> StoredTensor<'a> {
                 Encoding::Fp8Blocks { scales: bytes(scales), block: FP8_BLOCK }
             }
             Elements::Mxfp4 { scales } => Encoding::Mxfp4 { scales: bytes(scales) },
+            Elements::Blocks(format) => Encoding::Blocks(*format),
+            Elements::Int4 { scales, zeros, groups, group, order } => Encoding::Int4(Int4 {
+                scales: bytes(scales),
+                zeros: bytes(zeros),
+                groups: groups.as_ref().map(bytes),
+                group: *group,
+                order: *order,
+            }),
         };
         let whole = WeightSource {
             bytes: bytes(&located.place),
@@ -68,6 +80,7 @@ impl<'a> StoredTensor<'a> {
             first_row: located.first_row,
             row_step: located.row_step,
             transposed: located.transposed,
+            paired: located.paired,
         };
         Self { name: &located.name, whole }
     }
@@ -81,22 +94,24 @@ impl<'a> StoredTensor<'a> {
     /// a tensor that is stored in a way that cannot be read so.
     pub fn turned(&self, rows: Range<usize>, columns: Range<usize>) -> Option<WeightSource<'a>> {
         let whole = self.whole.clone();
-        (!whole.transposed && whole.row_step == 1).then(|| WeightSource {
+        (whole.row_step == 1 && whole.paired.is_none()).then(|| WeightSource {
             columns: whole.first_row + rows.start..whole.first_row + rows.end,
             rows: columns,
             first_row: 0,
-            transposed: true,
+            transposed: !whole.transposed,
             ..whole
         })
     }
 
-    /// Stored bytes of so many elements, scales not counted for FP8 (one in 4096).
+    /// Stored bytes of so many elements, scales not counted for FP8 (one in 4096) and 4-bit words.
     pub fn bytes_of(&self, elements: usize) -> u64 {
         let elements = elements as u64;
         match self.whole.encoding {
             Encoding::Plain(stored) => elements * element_bytes(stored) as u64,
             Encoding::Fp8Blocks { .. } => elements,
             Encoding::Mxfp4 { .. } => elements / 2 + elements / MXFP4_BLOCK as u64,
+            Encoding::Blocks(format) => elements * format.bytes() as u64 / format.elements() as u64,
+            Encoding::Int4(_) => elements / 2,
         }
     }
 
@@ -117,6 +132,11 @@ impl<'a> StoredTensor<'a> {
         };
         let width = element_bytes(stored);
         let one = |element: usize| {
+            // As matrices are: the second half of a head stands between the first.
+            let element = whole.paired.map_or(element, |head| {
+                let (within, half) = (element % head, head / 2);
+                element - within + 2 * (within % half) + within / half
+            });
             let start = (whole.first_row + element * whole.row_step) * width;
             whole.bytes.get(start..start + width).map(|bytes| widen(stored, bytes))
         };
@@ -161,6 +181,12 @@ impl<'a> Finder<'a> {
 
     /// Finds a tensor, and its scales where it is stored with some.
     pub(crate) fn locate(&mut self, wanted: TensorSpec) -> Result<Located, CheckpointError> {
+        if let model::Encoding::Int4(tensors) = &wanted.stored.encoding {
+            if !self.holders.contains_key(wanted.name.as_str()) && self.has(&tensors.plain) {
+                return self.locate(left_plain(&wanted, &tensors.plain));
+            }
+            return self.int4(&wanted, tensors);
+        }
         let stored = &wanted.stored;
         let (file, info) = self.find(&wanted.name)?;
         let header = &self.headers[file];
@@ -178,7 +204,11 @@ impl<'a> Finder<'a> {
                 let scales = self.scales(scales, rows, stored.slab)?;
                 (Elements::Mxfp4 { scales }, last(1) * MXFP4_BLOCK)
             }
-            model::Encoding::Plain | model::Encoding::Fp8Blocks { .. } => {
+            // Words were found above, and types of their own only GGUF files have.
+            model::Encoding::Plain
+            | model::Encoding::Fp8Blocks { .. }
+            | model::Encoding::AsTyped
+            | model::Encoding::Int4(_) => {
                 let info = header.expect(&wanted.name, shape)?;
                 (Elements::Plain(plain(header, &wanted.name, info.dtype)?), last(0))
             }
@@ -190,13 +220,80 @@ impl<'a> Finder<'a> {
             first_row: stored.first_row,
             row_step: stored.row_step,
             transposed: stored.transposed,
+            paired: stored.paired,
             name: wanted.name,
         })
     }
 
+    fn has(&self, name: &str) -> bool {
+        self.holders.contains_key(name)
+    }
+
+    /// Finds the words of a 4-bit matrix with what turns them into numbers.
+    fn int4(
+        &mut self,
+        wanted: &TensorSpec,
+        tensors: &Int4Tensors,
+    ) -> Result<Located, CheckpointError> {
+        let [outputs, inputs] = wanted.stored.shape[..] else {
+            return Err(self.missing(&wanted.name));
+        };
+        let group = tensors.format.group.unwrap_or(inputs);
+        let groups = inputs.div_ceil(group.max(1));
+        // Counts that do not divide differ from what is stored: the shape is then refused.
+        let (order, words) = match tensors.format.packing {
+            Int4Packing::Awq => (Int4Order::Awq, [inputs, outputs.div_ceil(8)]),
+            Int4Packing::Gptq { zeros_less_one, .. } => {
+                let order = Int4Order::Gptq { zero_offset: u8::from(zeros_less_one) };
+                (order, [inputs.div_ceil(8), outputs])
+            }
+        };
+        for (what, count) in [("outputs", outputs), ("inputs", inputs)] {
+            if count % 8 != 0 {
+                let tensor = wanted.name.clone();
+                return Err(CheckpointError::Eighths { tensor, what, count });
+            }
+        }
+        let mut find = |name: &str, shape: &[usize], dtype| {
+            let (file, info) = self.find(name)?;
+            expect(&self.headers[file], name, shape, dtype)?;
+            Ok::<_, CheckpointError>(place(file, info, None))
+        };
+        let place = find(&wanted.name, &words, Dtype::I32)?;
+        let scales = find(&tensors.scales, &[groups, outputs], Dtype::F16)?;
+        let zeros = find(&tensors.zeros, &[groups, outputs / 8], Dtype::I32)?;
+        let mut list = None;
+        if let Int4Packing::Gptq { listed, .. } = tensors.format.packing {
+            // Without an order of its own the list says nothing new, and may be left out.
+            if listed || self.has(&tensors.groups) {
+                let (file, info) = self.find(&tensors.groups)?;
+                expect(&self.headers[file], &tensors.groups, &[inputs], Dtype::I32)?;
+                list = Some(self::place(file, info, None));
+            }
+        }
+        Ok(Located {
+            name: wanted.name.clone(),
+            place,
+            elements: Elements::Int4 { scales, zeros, groups: list, group, order },
+            stored_columns: outputs,
+            first_row: wanted.stored.first_row,
+            row_step: wanted.stored.row_step,
+            transposed: true,
+            paired: None,
+        })
+    }
+
+    fn missing(&self, tensor: &str) -> CheckpointError {
+        let file = match self.headers {
+            [only] => only.file(),
+            _ => INDEX,
+        };
+        CheckpointError::Missing { file: file.to_owned(), tensor: tensor.to_owned() }
+    }
+
     /// A stored tensor by name; it counts as used.
     fn find(&mut self, name: &str) -> Result<(usize, &'a TensorInfo), CheckpointError> {
-        let missing = || CheckpointError::Missing { tensor: name.to_owned() };
+        let missing = || self.missing(name);
         let (name, file) = self.holders.get_key_value(name).ok_or_else(missing)?;
         let info = self.headers[*file].get(name).ok_or_else(missing)?;
         self.used.insert(name);
@@ -231,6 +328,15 @@ impl<'a> Finder<'a> {
     }
 }
 
+/// A matrix that was left as it was in a checkpoint of 4-bit integers.
+fn left_plain(wanted: &TensorSpec, name: &str) -> TensorSpec {
+    let mut plain = wanted.clone();
+    plain.name = name.to_owned();
+    plain.stored.encoding = model::Encoding::Plain;
+    plain.stored.transposed = false;
+    plain
+}
+
 /// The bytes of a stored tensor, or of its slab.
 fn place(file: usize, info: &TensorInfo, slab: Option<usize>) -> Place {
     let bytes = match slab {
@@ -253,7 +359,7 @@ fn expect(
 ) -> Result<(), CheckpointError> {
     let (file, tensor) = (header.file().to_owned(), name.to_owned());
     let Some(info) = header.get(name) else {
-        return Err(CheckpointError::Missing { tensor });
+        return Err(CheckpointError::Missing { file, tensor });
     };
     if info.shape != shape {
         let (got, needed) = (info.shape.clone(), shape.to_vec());
@@ -263,6 +369,8 @@ fn expect(
         let expected = match dtype {
             Dtype::F8_E4M3 => "F8_E4M3",
             Dtype::U8 => "U8",
+            Dtype::I32 => "I32",
+            Dtype::F16 => "F16",
             _ => "F32",
         };
         let dtype = info.dtype.to_string();

@@ -120,7 +120,8 @@ pub(crate) enum FeedForwardWeights<D: Device> {
     Experts(ExpertsWeights<D>),
 }
 
-/// A mixture of experts: every rank has its columns of every expert and routes alike.
+/// A mixture of experts: every rank routes alike, and has its columns of every expert or some
+/// experts whole.
 pub(crate) struct ExpertsWeights<D: Device> {
     pub(crate) router: D::Matrix,
     pub(crate) router_bias: Option<Vec<f32>>,
@@ -128,7 +129,12 @@ pub(crate) struct ExpertsWeights<D: Device> {
     pub(crate) routing: Routing<'static>,
     /// Added to scores for the selection only.
     pub(crate) correction: Option<Vec<f32>>,
-    pub(crate) experts: Vec<Gated<D>>,
+    /// By id; `None` where another rank has it.
+    pub(crate) experts: Vec<Option<Gated<D>>>,
+    /// Where whole experts are divided, by id: which of the own stripes has it.
+    pub(crate) owners: Option<Vec<Option<usize>>>,
+    /// Own stripes.
+    pub(crate) own: usize,
     /// The network that every token uses, with what weighs it where something does.
     pub(crate) shared: Option<(Gated<D>, Option<D::Matrix>)>,
 }

@@ -11,14 +11,18 @@ use crate::detokenizer::Detokenizer;
 use crate::template::{ChatTemplate, Rendering};
 use crate::tokenizer::Tokenizer;
 
-/// Reads a `tokenizer.json` as [`crate::serve`] does and turns `text` into ids, as a prompt and as
-/// what a user says in a chat. Gives the ids of the prompt.
+/// Reads a `tokenizer.json` as [`crate::serve`] does and turns texts into ids, each as a prompt and
+/// as what a user says in a chat. Gives the ids of the prompts.
 ///
 /// # Errors
-/// The file cannot be used, or not with this text.
-pub fn try_tokenizer(json: &[u8], text: &str) -> Result<Vec<u32>, GatewayError> {
+/// The file cannot be used, or not with one of the texts.
+pub fn try_tokenizer(json: &[u8], texts: &[&str]) -> Result<Vec<Vec<u32>>, GatewayError> {
+    let tokenizer = Arc::new(Tokenizer::new(json)?);
+    texts.iter().map(|text| try_text(&tokenizer, text)).collect()
+}
+
+fn try_text(tokenizer: &Arc<Tokenizer>, text: &str) -> Result<Vec<u32>, GatewayError> {
     let failed = |e: crate::error::ApiError| GatewayError::Tokenizer { reason: e.message };
-    let tokenizer = Tokenizer::new(json)?;
     // The library may panic on some texts; requests are guarded against it, too.
     let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let ids = tokenizer.encode(text, true).map_err(failed)?;
@@ -29,7 +33,7 @@ pub fn try_tokenizer(json: &[u8], text: &str) -> Result<Vec<u32>, GatewayError> 
     let ids = tried.unwrap_or_else(|_| {
         Err(GatewayError::Tokenizer { reason: "it breaks the library".to_owned() })
     })?;
-    let _ = Detokenizer::all(&Arc::new(tokenizer), &ids, false);
+    let _ = Detokenizer::all(tokenizer, &ids, false);
     Ok(ids)
 }
 

@@ -97,6 +97,7 @@ impl ModelSpec {
         for prefix in &self.ignored_prefixes {
             within("ignored_prefixes", prefix.len(), 0..=PREFIX)?;
         }
+        within("format", self.format.block(), 1..=limits::WIDTH)?;
         for layers in self.layers.chunk_by(|a, b| a == b) {
             layer(&layers[0])?;
         }
@@ -174,6 +175,10 @@ fn rope(rope: &Rope, columns: usize) -> Checked {
     match rope.scaling {
         RopeScaling::None => Ok(()),
         RopeScaling::Linear { factor } => positive(&[factor]),
+        RopeScaling::Divided { ref by } => {
+            within("rope.scaling", by.len(), rope.dims / 2..=rope.dims / 2)?;
+            by.iter().try_for_each(|&by| positive(&[by.into()]))
+        }
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
             positive(&[factor, low_freq_factor, high_freq_factor, original_context])?;
             // The ramp divides by the difference of the two.

@@ -125,6 +125,26 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// The field at fault, where it is one.
+    pub fn field(&self) -> Option<&str> {
+        match self {
+            ConfigError::Missing { field }
+            | ConfigError::WrongType { field, .. }
+            | ConfigError::OutOfRange { field, .. }
+            | ConfigError::Unsupported { field, .. }
+            | ConfigError::UnknownField { field, .. }
+            | ConfigError::Conflict { field, .. }
+            | ConfigError::NotDivisible { field, .. } => Some(field),
+            ConfigError::TooLarge { .. }
+            | ConfigError::NotJson { .. }
+            | ConfigError::NotAnObject { .. }
+            | ConfigError::UnknownArchitecture { .. }
+            | ConfigError::TooBig { .. } => None,
+        }
+    }
+}
+
 /// Whether a field stands in the config: absent and null differ for some fields.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Given<T> {

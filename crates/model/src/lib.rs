@@ -10,6 +10,7 @@ mod check;
 mod config;
 pub mod digest;
 pub mod families;
+pub mod gguf;
 pub mod safetensors;
 mod spec;
 mod stack;
@@ -19,9 +20,9 @@ mod tensors;
 pub use check::{SpecError, SpecProblem};
 pub use config::ConfigError;
 pub use spec::{
-    Activation, Attention, ComputeType, Dense, Experts, Family, FeedForward, Format, GroupScore,
-    Grouped, Groups, Latent, LayerSpec, ModelSpec, Pairs, Rope, RopeScaling, Router, Score, Shared,
-    UnknownComputeType,
+    Activation, Attention, ComputeType, Dense, Experts, Family, FeedForward, Format, GgufFormat,
+    GroupScore, Grouped, Groups, Int4Format, Int4Packing, Latent, LatentUp, LayerSpec, ModelSpec,
+    Pairs, Rope, RopeScaling, Router, Score, Shared, UnknownComputeType,
 };
-pub use stored::{Encoding, Stored};
+pub use stored::{Encoding, Int4Tensors, Stored};
 pub use tensors::{Part, Sharding, TensorSpec};

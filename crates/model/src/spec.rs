@@ -91,6 +91,57 @@ pub enum Format {
     Fp8Blocks,
     /// The experts' projections in MXFP4: 4-bit floats with a scale for every 32 of a row.
     Mxfp4,
+    /// Each tensor in the type that its GGUF file says.
+    Gguf(GgufFormat),
+    /// The layers' projections in 4-bit integers, with a scale and a zero for each group of inputs
+    /// and each output.
+    Int4(Int4Format),
+}
+
+impl Format {
+    /// Inputs of one output that share a scale, at the most: rows are best cut between them.
+    pub fn block(self) -> usize {
+        match self {
+            Format::Plain => 1,
+            Format::Fp8Blocks => 128,
+            Format::Mxfp4 => 32,
+            Format::Gguf(gguf) => gguf.block,
+            Format::Int4(int4) => int4.group.unwrap_or(1),
+        }
+    }
+}
+
+/// What of a GGUF file's types matters to a cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GgufFormat {
+    /// The largest block of any tensor whose rows are cut; 1 where all are plain.
+    pub block: usize,
+}
+
+/// How 4-bit integers are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Int4Format {
+    /// How they are packed.
+    pub packing: Int4Packing,
+    /// Inputs that share a scale and a zero; `None` for all of them.
+    pub group: Option<usize>,
+}
+
+/// The two published ways of packing 4-bit integers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Int4Packing {
+    /// AWQ: words hold eight outputs, out of order.
+    Awq,
+    /// GPTQ: words hold eight inputs in order.
+    Gptq {
+        /// Zeros are stored less one (the format's first version).
+        zeros_less_one: bool,
+        /// Inputs belong to groups by a list, `g_idx`, instead of in order.
+        listed: bool,
+    },
 }
 
 /// One decoder layer: `x += attention(norm(x)); x += feed_forward(norm(x))`.
@@ -176,6 +227,21 @@ pub struct Latent {
     pub scale: f32,
     /// Rotary position embedding of the `rope_dim` columns.
     pub rope: Rope,
+    /// How `W_UK` and `W_UV` are stored; specs written before there was a choice do not say.
+    #[serde(default)]
+    pub up: LatentUp,
+}
+
+/// How the projections up from the key-value latent are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LatentUp {
+    #[default]
+    /// As one matrix, `Part::LatentUp`.
+    Joined,
+    /// By themselves and that of the keys turned over, `Part::LatentKeyUp` and
+    /// `Part::LatentValueUp` (newer GGUF files).
+    Split,
 }
 
 /// Rotary embedding: frequencies `theta^(-2i/dims)`, then scaled.
@@ -212,6 +278,11 @@ pub enum RopeScaling {
     Linear {
         /// The divisor.
         factor: f64,
+    },
+    /// Every frequency divided by a number of its own.
+    Divided {
+        /// By pair of columns: the divisor.
+        by: Vec<f32>,
     },
     /// `llama3`: long wavelengths divided by `factor`, short ones kept, a ramp between.
     Llama3 {
@@ -390,11 +461,14 @@ pub enum ComputeType {
     /// Weights in signed 8-bit blocks of 32 along the inner dimension with f32 scales, activations
     /// quantised the same way per token; embedding, head and router stay bf16; KV cache in bf16.
     Int8,
+    /// As `Int8`, with the weights of the layers' projections in signed 4-bit blocks of 32.
+    Int4,
 }
 
 impl ComputeType {
     /// All compute types.
-    pub const ALL: [ComputeType; 3] = [ComputeType::F32, ComputeType::Bf16, ComputeType::Int8];
+    pub const ALL: [ComputeType; 4] =
+        [ComputeType::F32, ComputeType::Bf16, ComputeType::Int8, ComputeType::Int4];
 
     /// Its name on command lines and in messages.
     pub fn name(self) -> &'static str {
@@ -402,6 +476,7 @@ impl ComputeType {
             ComputeType::F32 => "f32",
             ComputeType::Bf16 => "bf16",
             ComputeType::Int8 => "int8",
+            ComputeType::Int4 => "int4",
         }
     }
 }
@@ -414,7 +489,7 @@ impl fmt::Display for ComputeType {
 
 /// Text that names no compute type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("compute type {0:?} is not one of f32, bf16, int8")]
+#[error("compute type {0:?} is not one of f32, bf16, int8, int4")]
 pub struct UnknownComputeType(String);
 
 impl FromStr for ComputeType {

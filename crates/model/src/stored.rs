@@ -1,6 +1,6 @@
 //! Where a logical tensor stands in its checkpoint: fused with others, transposed, or quantised.
 
-use crate::spec::{Family, Format, ModelSpec};
+use crate::spec::{Family, Format, Int4Format, ModelSpec};
 use crate::tensors::{Part, Sharding};
 
 /// Where a logical tensor stands in the checkpoint's tensor `TensorSpec::name`. Several logical
@@ -17,6 +17,9 @@ pub struct Stored {
     pub row_step: usize,
     /// Stored as `[in, out]`.
     pub transposed: bool,
+    /// Of every so many rows (a head's), the second half stands between those of the first:
+    /// logical row `half * k + j` of a head is stored as its row `2 * j + k`.
+    pub paired: Option<usize>,
     /// How the numbers are stored.
     pub encoding: Encoding,
 }
@@ -39,6 +42,26 @@ pub enum Encoding {
         /// The scales' tensor.
         scales: String,
     },
+    /// As the type of the tensor in its GGUF file says; rows of whole blocks.
+    AsTyped,
+    /// 4-bit integers: the tensor is i32 words of eight, times scales, with zeros. The shape is
+    /// that of the numbers, `[out, in]`.
+    Int4(Int4Tensors),
+}
+
+/// Where the parts of a matrix of 4-bit integers are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Int4Tensors {
+    /// The matrix as plain numbers, which stands there instead where it was not quantised.
+    pub plain: String,
+    /// f16 `[groups, outputs]`.
+    pub scales: String,
+    /// i32 `[groups, outputs / 8]`.
+    pub zeros: String,
+    /// i32 `[inputs]`, the group of each input: GPTQ has it, AWQ has not.
+    pub groups: String,
+    /// How they are stored.
+    pub format: Int4Format,
 }
 
 /// Columns that share one MXFP4 scale, and the bytes they take.
@@ -47,13 +70,14 @@ const MXFP4_BYTES: usize = 16;
 
 impl Stored {
     /// A stored tensor that is the logical one.
-    fn whole(shape: &[usize]) -> Self {
+    pub(crate) fn whole(shape: &[usize]) -> Self {
         Stored {
             shape: shape.to_vec(),
             slab: None,
             first_row: 0,
             row_step: 1,
             transposed: false,
+            paired: None,
             encoding: Encoding::Plain,
         }
     }
@@ -68,7 +92,17 @@ impl ModelSpec {
         shape: &[usize],
         sharding: Sharding,
     ) -> (String, Stored) {
+        if matches!(self.format, Format::Gguf(_)) {
+            return self.gguf_stored(layer, part, shape);
+        }
         let name = self.family.tensor_name(layer.unwrap_or(0), part);
+        if let Some((words, encoding)) = self.int4(part, sharding, &name) {
+            let stored = match self.family {
+                Family::Phi3 => self.fused_rows(layer, part, shape),
+                _ => Stored::whole(shape),
+            };
+            return (words, Stored { transposed: true, encoding, ..stored });
+        }
         match self.family {
             Family::Phi3 => (name, self.fused_rows(layer, part, shape)),
             Family::GptOss => self.fused_experts(layer, part, name, shape),
@@ -81,8 +115,22 @@ impl ModelSpec {
         }
     }
 
+    /// The words of a 4-bit matrix, where the checkpoint has such.
+    fn int4(&self, part: Part, sharding: Sharding, name: &str) -> Option<(String, Encoding)> {
+        let Format::Int4(format) = self.format else { return None };
+        let stem = name.strip_suffix(".weight")?;
+        let tensors = Int4Tensors {
+            plain: name.to_owned(),
+            scales: format!("{stem}.scales"),
+            zeros: format!("{stem}.qzeros"),
+            groups: format!("{stem}.g_idx"),
+            format,
+        };
+        is_projection(part, sharding).then(|| (format!("{stem}.qweight"), Encoding::Int4(tensors)))
+    }
+
     /// Phi-3: query, key and value one below the other; gate and up likewise.
-    fn fused_rows(&self, layer: Option<usize>, part: Part, shape: &[usize]) -> Stored {
+    pub(crate) fn fused_rows(&self, layer: Option<usize>, part: Part, shape: &[usize]) -> Stored {
         let rows = |part| self.shape(layer, part).0.first().copied().unwrap_or(0);
         let (first_row, all) = match part {
             Part::Query | Part::Key | Part::Value => {

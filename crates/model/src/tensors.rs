@@ -1,6 +1,7 @@
 //! The tensor table of a model: name, shape and how each tensor is cut, side by side.
 
-use crate::spec::{Attention, Experts, FeedForward, Grouped, Latent, LayerSpec, ModelSpec};
+use crate::spec::ModelSpec;
+use crate::spec::{Attention, Experts, FeedForward, Grouped, Latent, LatentUp, LayerSpec};
 use crate::stored::Stored;
 
 /// One tensor of a checkpoint. The loader and the planner read the same table.
@@ -67,6 +68,10 @@ pub enum Part {
     LatentNorm,
     /// `[heads * (nope_dim + value_dim), kv_rank]`, per head `[W_UK | W_UV]`.
     LatentUp,
+    /// `[heads * kv_rank, nope_dim]`: per head `W_UK` turned over.
+    LatentKeyUp,
+    /// `[heads * value_dim, kv_rank]`: per head `W_UV`.
+    LatentValueUp,
     /// `[hidden]`, after attention and before its output is added.
     AttentionPostNorm,
     /// `[hidden]`, before the feed-forward network.
@@ -111,6 +116,21 @@ pub enum Part {
     SharedDown,
     /// `[1, hidden]`: the shared expert's own gate.
     SharedRouter,
+}
+
+impl Part {
+    /// The expert that a part belongs to, where it is one expert's alone.
+    pub fn expert(self) -> Option<usize> {
+        match self {
+            Part::ExpertGate(id)
+            | Part::ExpertUp(id)
+            | Part::ExpertDown(id)
+            | Part::ExpertGateBias(id)
+            | Part::ExpertUpBias(id)
+            | Part::ExpertDownBias(id) => Some(id),
+            _ => None,
+        }
+    }
 }
 
 /// Along which dimension a tensor is cut, and by what. `planner::stripes` turns this and a stripe
@@ -221,6 +241,8 @@ impl ModelSpec {
             Part::LatentDown => (vec![latent.down, hidden], Sharding::Replicated),
             Part::LatentNorm => (vec![latent.kv_rank], Sharding::Replicated),
             Part::LatentUp => (vec![latent.up, latent.kv_rank], Sharding::QueryHeads),
+            Part::LatentKeyUp => (latent.key_up.to_vec(), Sharding::QueryHeads),
+            Part::LatentValueUp => (vec![attended, latent.kv_rank], Sharding::QueryHeads),
             Part::Output => (vec![hidden, attended], Sharding::QueryHeadColumns),
             // Added once, not by every stripe.
             Part::OutputBias | Part::DownBias | Part::ExpertDownBias(_) => {
@@ -320,6 +342,8 @@ struct LatentSizes {
     down: usize,
     /// Rows of the projection up: keys and values of all heads.
     up: usize,
+    /// Rows and columns of the keys' alone, turned over.
+    key_up: [usize; 2],
 }
 
 fn latent_sizes(attention: Option<&Attention>) -> LatentSizes {
@@ -331,6 +355,7 @@ fn latent_sizes(attention: Option<&Attention>) -> LatentSizes {
         kv_rank: latent.kv_rank,
         down: latent.kv_rank + latent.rope_dim,
         up: latent.heads * (latent.nope_dim + latent.value_dim),
+        key_up: [latent.heads * latent.kv_rank, latent.nope_dim],
     }
 }
 
@@ -358,7 +383,12 @@ fn attention_parts(attention: &Attention) -> Vec<Part> {
                 None => parts.push(Part::Query),
                 Some(_) => parts.extend([Part::QueryDown, Part::QueryDownNorm, Part::QueryUp]),
             }
-            parts.extend([Part::LatentDown, Part::LatentNorm, Part::LatentUp, Part::Output]);
+            parts.extend([Part::LatentDown, Part::LatentNorm]);
+            match latent.up {
+                LatentUp::Joined => parts.push(Part::LatentUp),
+                LatentUp::Split => parts.extend([Part::LatentKeyUp, Part::LatentValueUp]),
+            }
+            parts.push(Part::Output);
         }
     }
     parts

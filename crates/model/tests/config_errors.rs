@@ -283,7 +283,7 @@ fn what_is_not_understood() {
     field `hidden_act` is \"gelu\"; understood is \"silu\"
     field `hidden_act` is 1; understood is \"silu\"
     field `pretraining_tp` is 2; understood is 1
-    field `quantization_config` is an object; understood is no quantisation
+    field `quantization_config` is \"fp8\"; understood is awq or gptq
     field `is_decoder` is true; understood is false
     field `pruned_heads` is an object; understood is {}
     field `attention_bias` is a string, expected true or false

@@ -136,8 +136,12 @@ fn quantised() {
         FP8,
         &[
             (
+                json!({"quantization_config.quant_method": "hqq"}),
+                "field `quantization_config.quant_method` is \"hqq\"; understood is \"fp8\"",
+            ),
+            (
                 json!({"quantization_config.quant_method": "awq"}),
-                "field `quantization_config.quant_method` is \"awq\"; understood is \"fp8\"",
+                "field `quantization_config.bits` is missing",
             ),
             (
                 json!({"quantization_config.quant_method": "absent"}),
@@ -172,7 +176,7 @@ fn quantised() {
     );
     for config in [GEMMA2, PHI3, QWEN2] {
         let fp8 = json!({"quantization_config": {"quant_method": "fp8"}});
-        assert!(refused(config, fp8).starts_with("field `quantization_config` is an object"));
+        assert!(refused(config, fp8).starts_with("field `quantization_config` is \"fp8\""));
     }
     // Families that understand it take the whole of what is published.
     let fp8 = json!({"quantization_config": {"activation_scheme": "dynamic", "fmt": "e4m3",

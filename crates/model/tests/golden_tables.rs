@@ -13,7 +13,7 @@ fn stored(spec: &ModelSpec) -> BTreeMap<String, Vec<usize>> {
     for tensor in spec.tensors() {
         let shape = tensor.stored.shape.clone();
         match &tensor.stored.encoding {
-            Encoding::Plain => {}
+            Encoding::Plain | Encoding::AsTyped | Encoding::Int4(_) => {}
             Encoding::Fp8Blocks { scales } => {
                 let blocks = shape.iter().map(|n| n.div_ceil(128)).collect();
                 all.insert(scales.clone(), blocks);

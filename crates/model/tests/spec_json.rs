@@ -5,7 +5,10 @@
 
 use std::path::Path;
 
-use model::{Attention, FeedForward, ModelSpec, RopeScaling, SpecProblem};
+use model::{
+    Attention, FeedForward, Format, GgufFormat, Int4Format, Int4Packing, LatentUp, ModelSpec,
+    RopeScaling, SpecProblem,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -46,6 +49,56 @@ fn golden(name: &str) -> ModelSpec {
     ModelSpec::from_config(&std::fs::read_to_string(path.join("config.json")).unwrap()).unwrap()
 }
 
+/// The same model as GGUF files and 4-bit checkpoints have it.
+fn in_blocks(name: &str) -> ModelSpec {
+    let mut spec = golden(name);
+    let packing = Int4Packing::Gptq { zeros_less_one: true, listed: false };
+    spec.format = match name {
+        "phi3" => Format::Int4(Int4Format { packing, group: Some(32) }),
+        _ => Format::Gguf(GgufFormat { block: 256 }),
+    };
+    for layer in &mut spec.layers {
+        match &mut layer.attention {
+            Attention::Grouped(grouped) => {
+                let by = (1..=grouped.rope.dims / 2).map(|n| n as f32 / 3.0).collect();
+                grouped.rope.scaling = RopeScaling::Divided { by };
+            }
+            Attention::Latent(latent) => latent.up = LatentUp::Split,
+        }
+    }
+    spec
+}
+
+#[test]
+fn specs_of_other_formats_come_back() {
+    for name in ["llama3", "phi3", "deepseek-v3", "gpt-oss"] {
+        let spec = in_blocks(name);
+        assert_eq!(ModelSpec::from_json(&spec.to_json()), Ok(spec), "{name}");
+    }
+    // One that was written before latents could be stored in two ways.
+    let spec = golden("deepseek-v3");
+    let before = spec.to_json().replace(r#","up":"joined""#, "");
+    assert!(before.len() < spec.to_json().len());
+    assert_eq!(ModelSpec::from_json(&before), Ok(spec));
+}
+
+#[test]
+fn formats_that_no_file_has_are_refused() {
+    let refused = |spec: ModelSpec| ModelSpec::from_json(&spec.to_json()).unwrap_err().field;
+    let mut spec = in_blocks("llama3");
+    for block in [0, usize::MAX] {
+        spec.format = Format::Gguf(GgufFormat { block });
+        assert_eq!(refused(spec.clone()), "format");
+    }
+    for by in [vec![1.0; 3], vec![0.0; 8], vec![-1.0; 8]] {
+        let mut spec = in_blocks("llama3");
+        let Attention::Grouped(grouped) = &mut spec.layers[0].attention else { unreachable!() };
+        assert_eq!(grouped.rope.dims, 16);
+        grouped.rope.scaling = RopeScaling::Divided { by };
+        assert_eq!(refused(spec), "rope.scaling");
+    }
+}
+
 proptest! {
     /// Every positive finite number, down to the subnormal ones.
     #[test]
@@ -73,14 +126,18 @@ proptest! {
     /// One leaf replaced by something hostile: refused, or a spec that may be asked anything.
     #[test]
     fn a_lie_is_refused_or_harmless(
-        which in 0usize..13,
+        which in 0usize..17,
         leaf in any::<prop::sample::Index>(),
         lie in lie(),
     ) {
         let specs = ["llama3", "gemma2", "gemma3", "gpt-oss", "gpt-oss-mxfp4", "deepseek-v2",
             "deepseek-v2-lite", "deepseek-v3", "deepseek-v3-fp8", "mixtral", "phi3", "qwen2",
             "qwen3-moe"];
-        let mut value: Value = serde_json::from_str(&golden(specs[which]).to_json()).unwrap();
+        let spec = match specs.get(which) {
+            Some(name) => golden(name),
+            None => in_blocks(["llama3", "phi3", "deepseek-v3", "gpt-oss"][which - specs.len()]),
+        };
+        let mut value: Value = serde_json::from_str(&spec.to_json()).unwrap();
         let count = leaves(&mut value).len();
         *leaves(&mut value)[leaf.index(count)] = lie;
         if let Ok(spec) = ModelSpec::from_json(&value.to_string()) {

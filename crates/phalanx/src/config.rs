@@ -11,7 +11,7 @@ use control::leader::Timing;
 use gateway::{GatewayConfig, RequestLimits};
 use model::ComputeType;
 
-use crate::args::{Compute, Deploy, Patience};
+use crate::args::{Compute, Deploy, Patience, Quantize};
 use crate::model_dir::ModelDir;
 
 /// KV cache that is kept where one context needs less, in tokens.
@@ -144,7 +144,8 @@ pub(crate) fn deployment(
     Ok(Deployment {
         name: served_names(deploy, model)[0].clone(),
         digest: model.digest.to_string(),
-        compute: compute(deploy.compute),
+        compute: compute(deploy),
+        experts: deploy.experts.into(),
         stripes: Some(stripes),
         ranks,
         replicas: 1,
@@ -199,17 +200,19 @@ pub(crate) fn kv_blocks(deploy: &Deploy, context: usize) -> anyhow::Result<usize
     Ok(kv_tokens.div_ceil(deploy.block_size))
 }
 
-pub(crate) fn compute(compute: Compute) -> ComputeType {
-    match compute {
-        Compute::F32 => ComputeType::F32,
-        Compute::Bf16 => ComputeType::Bf16,
-        Compute::Int8 => ComputeType::Int8,
-    }
-}
-
 /// Tokens of KV cache that a rank keeps when nobody says.
 pub(crate) fn default_kv_tokens(context: usize) -> usize {
     context.max(KV_TOKENS.min(context.saturating_mul(KV_CONTEXTS)))
+}
+
+/// What enters products.
+pub(crate) fn compute(deploy: &Deploy) -> ComputeType {
+    match (deploy.quantize, deploy.compute) {
+        (Some(Quantize::Q8), _) | (None, Compute::Int8) => ComputeType::Int8,
+        (Some(Quantize::Q4), _) => ComputeType::Int4,
+        (None, Compute::F32) => ComputeType::F32,
+        (None, Compute::Bf16) => ComputeType::Bf16,
+    }
 }
 
 /// Checks `host:port` as typed: a worker would try for ever to reach what is no address.

@@ -1,11 +1,11 @@
 //! A node's identity: read from its data directory, or got for a join token the first time.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use identity::{CA_KEY_FILE, CERTIFICATE_FILE, ClusterCa, Credential, Expect, KeyRequest, Peer};
-use identity::{Role, Tls, private_dir};
+use identity::{CA_KEY_FILE, CERTIFICATE_FILE, ClusterCa, Credential, Expect, KeyRequest};
+use identity::{NODE_LIFE, Peer, Role, Tls, private_dir};
 use tokio_util::sync::CancellationToken;
 use wire::{pb, transport};
 
@@ -33,7 +33,7 @@ pub(crate) async fn identity(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Tls> {
     let credential = if join.data.join(CERTIFICATE_FILE).is_file() {
-        Credential::load(&join.data)?
+        unexpired(Credential::load(&join.data)?, &join.data)?
     } else {
         let token = token(join)?;
         tokio::select! {
@@ -51,6 +51,28 @@ pub(crate) async fn identity(
         join.data.display()
     );
     Ok(Tls::new(credential)?)
+}
+
+/// A coordinator that was off for longer than its certificate is good for signs the next one by
+/// itself: it holds the authority's key. Nobody else can, and asks with a token as a new node.
+fn unexpired(credential: Credential, data: &Path) -> anyhow::Result<Credential> {
+    let now = SystemTime::now();
+    let (_, until) = credential.validity()?;
+    let Peer::Node { id, role } = *credential.peer() else { return Ok(credential) };
+    if until > now {
+        return Ok(credential);
+    }
+    if role != Role::Coordinator {
+        bail!(
+            "the certificate of {role} node {id} has expired. Empty {} and join again with a new \
+             token; `phalanx nodes remove {id}` takes the old number out",
+            data.display()
+        );
+    }
+    let fresh = ClusterCa::load(data)?.node(id, role, NODE_LIFE, now)?;
+    fresh.save(data)?;
+    tracing::warn!(node = id, "this coordinator's certificate had expired; it signed a fresh one");
+    Ok(fresh)
 }
 
 fn token(join: &args::Join) -> anyhow::Result<Credential> {

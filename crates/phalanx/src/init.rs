@@ -42,9 +42,22 @@ pub(crate) fn found(data: &Path, operator: &str) -> anyhow::Result<ClusterCa> {
     Ok(ca)
 }
 
+pub(crate) fn operator(args: &args::OperatorCredential) -> anyhow::Result<()> {
+    within(args.ttl)?;
+    let ca = ClusterCa::load(&args.data)?;
+    ca.operator(&args.name, args.ttl, SystemTime::now())?.save_file(&args.out)?;
+    let said = format!("{} is the credential of operator {}", args.out.display(), args.name);
+    process::line(&said).context("standard output")
+}
+
+fn within(ttl: Duration) -> anyhow::Result<()> {
+    ensure!(!ttl.is_zero() && ttl <= TTL_MAX, "--ttl must be more than 0 and at most 366 days");
+    Ok(())
+}
+
 pub(crate) fn token(args: &args::Token) -> anyhow::Result<()> {
     ensure!((1..=USES_MAX).contains(&args.uses), "--uses must be between 1 and {USES_MAX}");
-    ensure!(!args.ttl.is_zero() && args.ttl <= TTL_MAX, "--ttl must be at most 366 days");
+    within(args.ttl)?;
     let ca = ClusterCa::load(&args.data)?;
     let role = match args.role {
         args::NodeRole::Worker => Role::Worker,

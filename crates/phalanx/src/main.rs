@@ -36,6 +36,7 @@ fn run(args: args::Args) -> anyhow::Result<()> {
             args::Command::Serve(serve) => serve::run(serve).await,
             args::Command::Init(init) => init::run(&init),
             args::Command::Token(token) => init::token(&token),
+            args::Command::Operator(operator) => init::operator(&operator),
             args::Command::Coordinator(coordinator) => coordinator::run(coordinator).await,
             args::Command::Worker(worker) => worker::run(worker).await,
             args::Command::Chat(chat) => chat::run(chat).await,

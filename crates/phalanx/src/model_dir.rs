@@ -1,4 +1,5 @@
-//! A model directory: its config as a spec, its digest, and the files the gateway reads.
+//! A model directory or GGUF file: its config as a spec, its digest, and the files the gateway
+//! reads.
 
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read};
@@ -7,17 +8,19 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use gateway::ModelFiles;
-use model::ModelSpec;
 use model::digest::{DigestBuilder, ModelDigest};
+use model::gguf::Gguf;
+use model::{Format, ModelSpec};
+use worker::MappedFile;
 
 /// Largest text file of a model that is read whole.
 const TEXT_MAX: u64 = 256 << 20;
 
-/// A model directory that was read and understood.
+/// A model directory or GGUF file that was read and understood.
 #[derive(Debug, Clone)]
 pub(crate) struct ModelDir {
     pub(crate) path: PathBuf,
-    /// The directory's last component.
+    /// The directory's last component, or the file's name without its ending.
     pub(crate) name: String,
     pub(crate) spec: Arc<ModelSpec>,
     /// Over names, lengths and contents of every file that decides answers.
@@ -25,9 +28,12 @@ pub(crate) struct ModelDir {
 }
 
 impl ModelDir {
-    /// Reads the config and digests the directory.
+    /// Reads the config and digests the directory or file.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
-        ensure!(path.is_dir(), "{} is not a directory", path.display());
+        if path.extension().is_some_and(|ending| ending == "gguf") && path.is_file() {
+            return Self::open_gguf(path);
+        }
+        ensure!(path.is_dir(), "{} is neither a directory nor a .gguf file", path.display());
         let path = path.canonicalize().with_context(|| path.display().to_string())?;
         let config = required(&path, "config.json")?;
         let mut spec = ModelSpec::from_config(&config).context("config.json")?;
@@ -39,8 +45,34 @@ impl ModelDir {
         Ok(Self { name: name.into_owned(), spec: Arc::new(spec), digest, path: path.clone() })
     }
 
+    /// One file with everything in it.
+    fn open_gguf(path: &Path) -> anyhow::Result<Self> {
+        let path = path.canonicalize().with_context(|| path.display().to_string())?;
+        let file = MappedFile::open(&path).context("cannot read the GGUF file")?;
+        let (stem, name) = (path.file_stem(), path.file_name());
+        let text = |part: Option<&std::ffi::OsStr>| {
+            part.map_or("model".into(), |part| part.to_string_lossy().into_owned())
+        };
+        let (stem, name) = (text(stem), text(name));
+        let spec = Gguf::parse(&name, file.bytes())?.spec()?;
+        // The content alone: a file is often renamed, and says itself what it is.
+        let mut builder = DigestBuilder::new();
+        let (length, hash) = hash(&path).with_context(|| format!("cannot read {name}"))?;
+        builder.add("model.gguf", length, hash)?;
+        Ok(Self { path, name: stem, spec: Arc::new(spec), digest: builder.finish() })
+    }
+
     /// What the gateway needs to turn text into tokens and back.
     pub(crate) fn gateway_files(&self) -> anyhow::Result<ModelFiles> {
+        if let Format::Gguf(_) = self.spec.format {
+            let file = MappedFile::open(&self.path).context("cannot read the GGUF file")?;
+            let tokenizer = Gguf::parse(&self.name, file.bytes())?.tokenizer()?;
+            return Ok(ModelFiles {
+                tokenizer_json: tokenizer.tokenizer.into_bytes(),
+                tokenizer_config: Some(tokenizer.config),
+                ..ModelFiles::default()
+            });
+        }
         let tokenizer = required(&self.path, "tokenizer.json")?;
         Ok(ModelFiles {
             tokenizer_json: tokenizer.into_bytes(),

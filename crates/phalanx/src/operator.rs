@@ -61,8 +61,8 @@ impl Operator {
         bail!("no coordinator answers ({})", reasons.join("; "))
     }
 
-    /// What the cluster looks like. A coordinator that is cut off from the others shows what it last
-    /// knew: then the next one is asked, and its word is taken only where nobody knows better.
+    /// What the cluster looks like. A coordinator that is cut off from the others shows what it
+    /// last knew: then the next one is asked, and its word is taken only where nobody knows better.
     pub(crate) async fn status(&self, local: bool) -> anyhow::Result<pb::StatusReply> {
         let mut old = None;
         for first in 0..self.coordinators.len() {
@@ -281,7 +281,8 @@ fn new_deployment(
     Ok(Deployment {
         name: args.name.clone(),
         digest: model.digest.clone(),
-        compute: config::compute(args.options.compute),
+        compute: config::compute(&args.options),
+        experts: args.options.experts.into(),
         stripes: args.options.stripes,
         ranks: args.ranks.unwrap_or(1),
         replicas: args.replicas.unwrap_or(1),

@@ -103,6 +103,7 @@ fn fits(model: &ModelDir, deployment: &Deployment, worker: &WorkerConfig) -> any
     let limits = Limits {
         stripes: deployment.stripes,
         ranks: Some(deployment.ranks),
+        experts: deployment.experts,
         compute: deployment.compute,
         kv_blocks: deployment.kv_blocks,
         block_tokens: deployment.block_tokens,

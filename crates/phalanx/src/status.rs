@@ -26,7 +26,10 @@ pub(crate) fn table(status: &pb::StatusReply) -> String {
             "" => "served".to_owned(),
             why => format!("waiting: {why}"),
         };
-        line(&mut text, &format!("deployment {name}: {waiting}"));
+        let whole =
+            deployment.deployment.as_ref().is_some_and(|one| one.experts() == pb::ExpertCut::Whole);
+        let whole = if whole { ", experts whole" } else { "" };
+        line(&mut text, &format!("deployment {name}{whole}: {waiting}"));
     }
     if status.deployments.is_empty() {
         line(&mut text, "nothing is deployed");
@@ -205,7 +208,15 @@ fn compute_name(compute: pb::ComputeType) -> &'static str {
         pb::ComputeType::F32 => "f32",
         pb::ComputeType::Bf16 => "bf16",
         pb::ComputeType::Int8 => "int8",
+        pb::ComputeType::Int4 => "int4",
         pb::ComputeType::Unspecified => "unspecified",
+    }
+}
+
+fn experts_name(experts: pb::ExpertCut) -> &'static str {
+    match experts {
+        pb::ExpertCut::Unspecified | pb::ExpertCut::Stripe => "stripe",
+        pb::ExpertCut::Whole => "whole",
     }
 }
 
@@ -217,6 +228,7 @@ pub(crate) fn json(status: &pb::StatusReply) -> Value {
             "name": deployment.model,
             "digest": deployment.digest,
             "compute": compute_name(deployment.compute()),
+            "experts": experts_name(deployment.experts()),
             "ranks": deployment.ranks,
             "replicas": deployment.replicas,
             "serving": one.serving,

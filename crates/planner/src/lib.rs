@@ -5,11 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+mod cut;
 mod plan;
 mod split;
 pub mod stripes;
 mod table;
 
+pub use cut::{Cut, ExpertCut, UnknownExpertCut};
 pub use plan::{
     DeviceSpec, Limits, NodeId, NodeSpec, PlanError, RankPlan, ShardPlan, Shortage, plan,
 };

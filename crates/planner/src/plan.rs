@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use model::{ComputeType, ModelSpec};
 
+use crate::cut::{Cut, ExpertCut};
 use crate::split;
 use crate::stripes::{self, Costs};
 use crate::table::human_bytes;
@@ -37,6 +38,8 @@ pub struct Limits {
     pub stripes: Option<usize>,
     /// Ranks wanted; `None` takes every device, up to the number of stripes.
     pub ranks: Option<usize>,
+    /// How experts are divided among stripes.
+    pub experts: ExpertCut,
     /// What the weights are kept in.
     pub compute: ComputeType,
     /// KV blocks that every rank keeps.
@@ -251,7 +254,8 @@ fn over(
     devices: &[Place<'_>],
 ) -> Result<ShardPlan, PlanError> {
     let weights: Vec<f64> = devices.iter().map(|device| device.spec.weight).collect();
-    let costs = Costs::new(spec, stripes, limits.compute);
+    let cut = Cut { stripes, experts: limits.experts };
+    let costs = Costs::new(spec, cut, limits.compute);
     let cache_tokens = (limits.kv_blocks as u64).saturating_mul(limits.block_tokens as u64);
     let rank_plan = |rank: usize, begin: usize, end: usize| {
         let held: Vec<usize> = (begin..end).collect();

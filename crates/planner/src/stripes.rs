@@ -10,7 +10,7 @@ use std::ops::Range;
 use model::{Attention, ComputeType, FeedForward, Latent, LayerSpec, ModelSpec, Part};
 use model::{Sharding, TensorSpec};
 
-use crate::PlanError;
+use crate::{Cut, ExpertCut, PlanError};
 
 /// Stripes where the heads allow and nobody says otherwise.
 const DEFAULT: usize = 8;
@@ -82,19 +82,28 @@ pub fn kv_heads(heads: usize, kv_heads: usize, stripes: usize, stripe: usize) ->
     query.start / group..(query.end - 1) / group + 1
 }
 
-/// Feed-forward columns are cut at multiples of this: as wide as possible, up to 32 (an 8-bit
-/// block), while every stripe gets a block.
-pub fn block_width(width: usize, stripes: usize) -> usize {
-    let fits = |block: &usize| width.div_ceil(*block) >= stripes;
-    [32, 16, 8, 4, 2].into_iter().find(fits).unwrap_or(1)
+/// Feed-forward columns are cut at multiples of this: of `stored`, the checkpoint's own block
+/// (`Format::block`), or of 32 (an 8-bit block) where that is less, while every stripe gets a
+/// block; otherwise of a half of it, a quarter and so on. Neighbours then share a stored block.
+pub fn block_width(width: usize, stored: usize, stripes: usize) -> usize {
+    let mut block = stored.max(INT8_BLOCK);
+    while block > 1 && width.div_ceil(block) < stripes {
+        block /= 2;
+    }
+    block
 }
 
 /// Feed-forward columns of a stripe: whole blocks of [`block_width`], the last run up to `width`.
-pub fn columns(width: usize, stripes: usize, stripe: usize) -> Range<usize> {
-    let block = block_width(width, stripes);
+pub fn columns(width: usize, stored: usize, stripes: usize, stripe: usize) -> Range<usize> {
+    let block = block_width(width, stored, stripes);
     let run = cut(width.div_ceil(block), stripes, stripe);
     // Only the very last block may be short.
     (run.start * block).min(width)..(run.end * block).min(width)
+}
+
+/// Experts of a stripe, where whole ones are divided.
+pub fn experts(count: usize, stripes: usize, stripe: usize) -> Range<usize> {
+    cut(count, stripes, stripe)
 }
 
 /// Vocabulary rows of a stripe.
@@ -104,7 +113,15 @@ pub fn vocab(vocab: usize, stripes: usize, stripe: usize) -> Range<usize> {
 
 /// The part of a tensor that a stripe needs. A tensor must be one of the spec's own; of a layer
 /// that the spec does not have, a stripe needs no rows.
-pub fn slice(tensor: &TensorSpec, spec: &ModelSpec, stripes: usize, stripe: usize) -> Slice {
+pub fn slice(tensor: &TensorSpec, spec: &ModelSpec, cut: impl Into<Cut>, stripe: usize) -> Slice {
+    let Cut { stripes, experts } = cut.into();
+    if experts == ExpertCut::Whole
+        && let Some(expert) = tensor.part.expert()
+    {
+        let own = self::experts(experts_of(tensor, spec), stripes, stripe);
+        return if own.contains(&expert) { Slice::Whole } else { Slice::Rows(0..0) };
+    }
+    let block = spec.format.block();
     let dimension = |at: usize| tensor.shape.get(at).copied().unwrap_or(0);
     let attention = tensor.layer.and_then(|layer| spec.layers.get(layer));
     let attention = attention.map(|layer| &layer.attention);
@@ -130,9 +147,18 @@ pub fn slice(tensor: &TensorSpec, spec: &ModelSpec, stripes: usize, stripe: usiz
             }
             Some(Attention::Latent(_)) | None => 0..0,
         }),
-        Sharding::Width => Slice::Rows(columns(dimension(0), stripes, stripe)),
-        Sharding::WidthColumns => Slice::Columns(columns(dimension(1), stripes, stripe)),
+        Sharding::Width => Slice::Rows(columns(dimension(0), block, stripes, stripe)),
+        Sharding::WidthColumns => Slice::Columns(columns(dimension(1), block, stripes, stripe)),
         Sharding::Vocab => Slice::Rows(vocab(dimension(0), stripes, stripe)),
+    }
+}
+
+/// Experts of a tensor's layer.
+fn experts_of(tensor: &TensorSpec, spec: &ModelSpec) -> usize {
+    let layer = tensor.layer.and_then(|layer| spec.layers.get(layer));
+    match layer.map(|layer| &layer.feed_forward) {
+        Some(FeedForward::Experts(experts)) => experts.count,
+        Some(FeedForward::Dense(_)) | None => 0,
     }
 }
 
@@ -142,8 +168,13 @@ pub fn slice(tensor: &TensorSpec, spec: &ModelSpec, stripes: usize, stripe: usiz
 /// This is what the numbers themselves take in the compute type, whatever the checkpoint stores.
 /// Packing pads: each packed matrix up to the next 16 outputs, so at most 15 rows more per matrix
 /// and stripe, and its rows up to the next 32 inputs.
-pub fn weight_bytes(spec: &ModelSpec, stripes: usize, held: &[usize], compute: ComputeType) -> u64 {
-    Costs::new(spec, stripes, compute).weight_bytes(held)
+pub fn weight_bytes(
+    spec: &ModelSpec,
+    cut: impl Into<Cut>,
+    held: &[usize],
+    compute: ComputeType,
+) -> u64 {
+    Costs::new(spec, cut.into(), compute).weight_bytes(held)
 }
 
 /// Bytes of the KV cache of a rank with these stripes: `blocks` of `block_tokens` tokens, for each
@@ -151,14 +182,14 @@ pub fn weight_bytes(spec: &ModelSpec, stripes: usize, held: &[usize], compute: C
 /// attention every rank keeps the one latent and its rotated key, and no values.
 pub fn kv_bytes(
     spec: &ModelSpec,
-    stripes: usize,
+    cut: impl Into<Cut>,
     held: &[usize],
     compute: ComputeType,
     blocks: usize,
     block_tokens: usize,
 ) -> u64 {
     let cache_tokens = (blocks as u64).saturating_mul(block_tokens as u64);
-    Costs::new(spec, stripes, compute).kv_bytes(held, cache_tokens)
+    Costs::new(spec, cut.into(), compute).kv_bytes(held, cache_tokens)
 }
 
 /// Sizes by stripe, computed once per plan.
@@ -183,11 +214,12 @@ struct KvCost {
 }
 
 impl Costs {
-    pub(crate) fn new(spec: &ModelSpec, stripes: usize, compute: ComputeType) -> Self {
+    pub(crate) fn new(spec: &ModelSpec, cut: Cut, compute: ComputeType) -> Self {
+        let stripes = cut.stripes;
         let mut costs = Costs { replicated: 0, own: vec![0; stripes], kv: Vec::new() };
         let outside = [Part::Embedding, Part::FinalNorm, Part::Head];
         for tensor in outside.into_iter().filter_map(|part| spec.tensor(None, part)) {
-            costs.add(&tensor, spec, compute, 1);
+            costs.add(&tensor, spec, (cut, compute), 1);
         }
         let mut first = 0;
         // Models have runs of equal layers; one of each run tells the whole.
@@ -202,7 +234,7 @@ impl Costs {
                 cache_per_head: count.saturating_mul(columns).saturating_mul(cache_element),
             });
             for tensor in spec.layer_tensors(first) {
-                costs.add(&tensor, spec, compute, count);
+                costs.add(&tensor, spec, (cut, compute), count);
             }
             first += run.len();
         }
@@ -210,7 +242,13 @@ impl Costs {
     }
 
     /// Adds `count` tensors like this one.
-    fn add(&mut self, tensor: &TensorSpec, spec: &ModelSpec, compute: ComputeType, count: u64) {
+    fn add(
+        &mut self,
+        tensor: &TensorSpec,
+        spec: &ModelSpec,
+        (cut, compute): (Cut, ComputeType),
+        count: u64,
+    ) {
         let (rows, columns) = match tensor.shape[..] {
             [rows, columns] => (rows, Some(columns)),
             _ => (tensor.elements() as usize, None),
@@ -225,8 +263,9 @@ impl Costs {
             };
             bytes.saturating_mul(count)
         };
+        let whole = cut.experts == ExpertCut::Whole && tensor.part.expert().is_some();
         match tensor.sharding {
-            Sharding::Replicated => {
+            Sharding::Replicated if !whole => {
                 self.replicated = self.replicated.saturating_add(size(rows, columns));
             }
             Sharding::KvHeads => {
@@ -239,9 +278,8 @@ impl Costs {
                 }
             }
             _ => {
-                let stripes = self.own.len();
                 for (stripe, own) in self.own.iter_mut().enumerate() {
-                    let bytes = match slice(tensor, spec, stripes, stripe) {
+                    let bytes = match slice(tensor, spec, cut, stripe) {
                         Slice::Whole => size(rows, columns),
                         Slice::Rows(range) => size(range.len(), columns),
                         Slice::Columns(range) => size(rows, Some(range.len())),
@@ -295,9 +333,11 @@ fn slice_bytes(part: Part, rows: usize, columns: Option<usize>, compute: Compute
     let row = match compute {
         ComputeType::F32 => 4 * columns,
         ComputeType::Bf16 => 2 * columns,
-        ComputeType::Int8 if wide => 2 * columns,
+        ComputeType::Int8 | ComputeType::Int4 if wide => 2 * columns,
         // One byte each and an f32 scale per block.
         ComputeType::Int8 => columns + 4 * columns.div_ceil(INT8_BLOCK),
+        // Half a byte each: whole blocks, since the last one is padded.
+        ComputeType::Int4 => (INT8_BLOCK / 2 + 4) * columns.div_ceil(INT8_BLOCK),
     };
     rows.saturating_mul(row as u64)
 }

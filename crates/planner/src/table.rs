@@ -3,8 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 
-use model::ModelSpec;
+use model::{FeedForward, ModelSpec};
 
+use crate::cut::ExpertCut;
 use crate::plan::{NodeId, RankPlan, ShardPlan};
 use crate::stripes;
 
@@ -30,27 +31,23 @@ impl fmt::Display for ShardPlan {
 
 impl ShardPlan {
     /// The plan with what each rank holds of the model: query heads, KV heads (of the first
-    /// layer), feed-forward columns (of every expert) and vocabulary rows, as inclusive runs.
-    pub fn table(&self, spec: &ModelSpec) -> String {
-        let header = [
-            "rank",
-            "node",
-            "device",
-            "stripes",
-            "Q heads",
-            "KV heads",
-            "FFN columns",
-            "vocab rows",
-            "weights",
-            "KV",
-        ];
-        let mut rows = vec![header.map(str::to_owned).to_vec()];
-        rows.extend(self.ranks.iter().map(|rank| self.row(rank, spec)));
+    /// layer), feed-forward columns and vocabulary rows, as inclusive runs. Columns are those of
+    /// every expert; where experts are divided whole, they have a column of the table, and
+    /// feed-forward columns are those of the first dense layer.
+    pub fn table(&self, spec: &ModelSpec, experts: ExpertCut) -> String {
+        let whole = experts_of(spec).filter(|_| experts == ExpertCut::Whole);
+        let mut header = vec!["rank", "node", "device", "stripes", "Q heads", "KV heads"];
+        header.push("FFN columns");
+        header.extend(whole.map(|_| "experts"));
+        header.extend(["vocab rows", "weights", "KV"]);
+        let mut rows = vec![header.into_iter().map(str::to_owned).collect()];
+        rows.extend(self.ranks.iter().map(|rank| self.row(rank, spec, whole)));
         aligned(&rows)
     }
 
-    fn row(&self, rank: &RankPlan, spec: &ModelSpec) -> Vec<String> {
-        let count = self.stripes;
+    /// `whole` is the number of experts of a layer, where they are not cut.
+    fn row(&self, rank: &RankPlan, spec: &ModelSpec, whole: Option<usize>) -> Vec<String> {
+        let (count, block) = (self.stripes, spec.format.block());
         let of = |range: &dyn Fn(usize) -> Range<usize>| {
             runs(rank.stripes.iter().map(|&stripe| range(stripe)))
         };
@@ -59,16 +56,37 @@ impl ShardPlan {
             None => row.extend(["-", "-", "-"].map(str::to_owned)),
             Some(layer) => {
                 let heads = layer.attention.heads();
-                let width = stripes::width(layer);
+                let width = match whole {
+                    None => stripes::width(layer),
+                    Some(_) => dense_width(spec),
+                };
                 row.push(of(&|stripe| stripes::query_heads(heads, count, stripe)));
                 row.push(of(&|stripe| stripes::cached_heads(&layer.attention, count, stripe)));
-                row.push(of(&|stripe| stripes::columns(width, count, stripe)));
+                row.push(of(&|stripe| stripes::columns(width, block, count, stripe)));
             }
         }
+        row.extend(whole.map(|experts| of(&|stripe| stripes::experts(experts, count, stripe))));
         row.push(of(&|stripe| stripes::vocab(spec.vocab, count, stripe)));
         row.extend([human_bytes(rank.weight_bytes), human_bytes(rank.kv_bytes)]);
         row
     }
+}
+
+/// Experts of the first layer that has any.
+fn experts_of(spec: &ModelSpec) -> Option<usize> {
+    spec.layers.iter().find_map(|layer| match &layer.feed_forward {
+        FeedForward::Experts(experts) => Some(experts.count),
+        FeedForward::Dense(_) => None,
+    })
+}
+
+/// Columns of the first dense network that is cut, a shared one if need be; 0 where there is none.
+fn dense_width(spec: &ModelSpec) -> usize {
+    let width = |layer: &model::LayerSpec| match &layer.feed_forward {
+        FeedForward::Dense(dense) => Some(dense.width),
+        FeedForward::Experts(experts) => experts.shared.map(|shared| shared.width),
+    };
+    spec.layers.iter().find_map(width).unwrap_or(0)
 }
 
 /// Rank, node, device and stripes.

@@ -4,7 +4,7 @@
 
 use model::{ComputeType, ModelSpec, Part};
 use planner::stripes::{self, Slice};
-use planner::{DeviceSpec, Limits, NodeId, NodeSpec, PlanError, plan};
+use planner::{Cut, DeviceSpec, ExpertCut, Limits, NodeId, NodeSpec, PlanError, plan};
 
 const GIB: u64 = 1 << 30;
 const STRIPES: usize = 32;
@@ -34,7 +34,14 @@ fn nodes(count: u64, memory_bytes: u64) -> Vec<NodeSpec> {
 
 fn limits(stripes: usize, ranks: usize) -> Limits {
     let (stripes, ranks, compute) = (Some(stripes), Some(ranks), ComputeType::Int8);
-    Limits { stripes, ranks, compute, kv_blocks: 1024, block_tokens: 32 }
+    Limits {
+        stripes,
+        ranks,
+        compute,
+        kv_blocks: 1024,
+        block_tokens: 32,
+        experts: ExpertCut::Stripe,
+    }
 }
 
 #[test]
@@ -71,8 +78,38 @@ fn a_stripe_of_deepseek_v3() {
         assert_eq!(slice(60, Part::ExpertDown(255), stripe), Slice::Columns(run(64)));
         assert_eq!(slice(60, Part::SharedGate, stripe), Slice::Rows(run(64)));
         assert_eq!(slice(60, Part::SharedDown, stripe), Slice::Columns(run(64)));
-        assert_eq!(slice(0, Part::Down, stripe), Slice::Columns(run(576)));
+        // 144 blocks of 128: four or five each, none of them cut. An expert has 16 blocks only.
+        let block = |stripe: usize| stripe * 144 / 32 * 128;
+        let dense = block(stripe)..block(stripe + 1);
+        assert!([4 * 128, 5 * 128].contains(&dense.len()));
+        assert_eq!(slice(0, Part::Up, stripe), Slice::Rows(dense.clone()));
+        assert_eq!(slice(0, Part::Down, stripe), Slice::Columns(dense));
     }
+}
+
+#[test]
+fn whole_experts_of_deepseek_v3() {
+    let spec = deepseek_v3();
+    let cut = Cut { stripes: STRIPES, experts: ExpertCut::Whole };
+    let slice =
+        |part, stripe| stripes::slice(&spec.tensor(Some(60), part).unwrap(), &spec, cut, stripe);
+    for expert in 0..256 {
+        for stripe in 0..STRIPES {
+            // Eight experts each.
+            let own = expert / 8 == stripe;
+            let expected = if own { Slice::Whole } else { Slice::Rows(0..0) };
+            assert_eq!(slice(Part::ExpertDown(expert), stripe), expected);
+        }
+    }
+    assert_eq!(slice(Part::SharedDown, 1), Slice::Columns(64..128));
+    let bytes =
+        |held: &[usize], cut: Cut| stripes::weight_bytes(&spec, cut, held, ComputeType::Int8);
+    // All of it weighs the same either way, and here each stripe does, too.
+    for held in [(0..32).collect::<Vec<_>>(), vec![7], vec![0, 31]] {
+        assert_eq!(bytes(&held, cut), bytes(&held, STRIPES.into()));
+    }
+    let limits = Limits { experts: ExpertCut::Whole, ..limits(STRIPES, 32) };
+    assert_eq!(plan(&spec, &nodes(32, 26 * GIB), &limits).unwrap().check(&spec), Ok(()));
 }
 
 #[test]

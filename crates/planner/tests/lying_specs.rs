@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use model::{ComputeType, ModelSpec};
-use planner::{DeviceSpec, Limits, NodeId, NodeSpec, plan, stripes};
+use planner::{DeviceSpec, ExpertCut, Limits, NodeId, NodeSpec, plan, stripes};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -31,6 +31,7 @@ proptest! {
         lies in proptest::collection::vec((any::<prop::sample::Index>(), 0u32..40), 1..4),
         ranks in 1usize..9,
         memory in 0u32..64,
+        experts in prop::sample::select(&ExpertCut::ALL[..]),
     ) {
         let honest = ModelSpec::from_config(CONFIGS[which]).unwrap();
         let mut value: Value = serde_json::from_str(&honest.to_json()).unwrap();
@@ -52,6 +53,7 @@ proptest! {
         let limits = Limits {
             stripes: None,
             ranks: Some(ranks),
+            experts,
             compute: ComputeType::Int8,
             kv_blocks: u32::MAX as usize,
             block_tokens: u32::MAX as usize,

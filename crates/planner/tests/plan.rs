@@ -4,7 +4,8 @@
 
 use model::{ComputeType, ModelSpec};
 use planner::{
-    DeviceSpec, Limits, NodeId, NodeSpec, PlanError, RankPlan, ShardPlan, Shortage, plan, stripes,
+    DeviceSpec, ExpertCut, Limits, NodeId, NodeSpec, PlanError, RankPlan, ShardPlan, Shortage,
+    plan, stripes,
 };
 
 const GIB: u64 = 1 << 30;
@@ -41,7 +42,14 @@ fn nodes(devices: &[(u64, f64)]) -> Vec<NodeSpec> {
 }
 
 fn limits(ranks: Option<usize>) -> Limits {
-    Limits { stripes: None, ranks, compute: ComputeType::Bf16, kv_blocks: 64, block_tokens: 16 }
+    Limits {
+        stripes: None,
+        ranks,
+        experts: ExpertCut::Stripe,
+        compute: ComputeType::Bf16,
+        kv_blocks: 64,
+        block_tokens: 16,
+    }
 }
 
 fn shares(plan: &ShardPlan) -> Vec<usize> {
@@ -53,7 +61,7 @@ fn eight_stripes_on_three_ranks() {
     let spec = mixtral();
     let plan = plan(&spec, &nodes(&[(GIB, 1.0); 3]), &limits(None)).unwrap();
     assert_eq!(plan.check(&spec), Ok(()));
-    insta::assert_snapshot!(plan.table(&spec), @"
+    insta::assert_snapshot!(plan.table(&spec, ExpertCut::Stripe), @"
     rank  node  device  stripes  Q heads  KV heads  FFN columns  vocab rows   weights          KV
        0     1       0      0-2      0-2       0-1         0-47       0-767  3.65 MiB    1.00 MiB
        1     2       0      3-5      3-5       1-2       48-111    768-1535  4.40 MiB    1.00 MiB
@@ -65,6 +73,28 @@ fn eight_stripes_on_three_ranks() {
        1     2       0      3-5  4.40 MiB    1.00 MiB
        2     3       0      6-7  3.15 MiB  512.00 KiB
     ");
+}
+
+#[test]
+fn whole_experts_on_three_ranks() {
+    let spec = mixtral();
+    let limits = Limits { experts: ExpertCut::Whole, ..limits(None) };
+    let plan = plan(&spec, &nodes(&[(GIB, 1.0); 3]), &limits).unwrap();
+    assert_eq!(plan.check(&spec), Ok(()));
+    let table = plan.table(&spec, ExpertCut::Whole);
+    let cells: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+        .collect();
+    let columns = ["stripes", "FFN columns", "experts", "weights"];
+    let at = columns.map(|name| cells[0].iter().position(|cell| *cell == name).unwrap());
+    let rank = |rank: usize| at.map(|at| cells[rank + 1][at]);
+    // No dense columns, and three, three and two experts.
+    assert_eq!(rank(0), ["0-2", "-", "0-2", "4.21 MiB"]);
+    assert_eq!(rank(1), ["3-5", "-", "3-5", "4.21 MiB"]);
+    assert_eq!(rank(2), ["6-7", "-", "6-7", "2.77 MiB"]);
+    // Nothing is divided whole where there are no experts.
+    assert_eq!(plan.table(&llama(), ExpertCut::Whole), plan.table(&llama(), ExpertCut::Stripe));
 }
 
 #[test]
@@ -269,5 +299,5 @@ fn plans_from_elsewhere_are_checked() {
     scattered.ranks[0].stripes = vec![0, 2, 4];
     scattered.ranks[1].stripes = vec![1, 3, 5];
     assert_eq!(scattered.check(&spec), Ok(()));
-    assert!(scattered.table(&spec).contains("0,2,4"));
+    assert!(scattered.table(&spec, ExpertCut::Stripe).contains("0,2,4"));
 }

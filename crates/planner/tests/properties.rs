@@ -7,10 +7,13 @@ use std::ops::Range;
 
 use model::{
     Activation, Attention, ComputeType, Dense, Experts, Family, FeedForward, Format, Grouped,
-    Latent, LayerSpec, ModelSpec, Pairs, Part, Rope, RopeScaling, Router, Score, Sharding, Shared,
+    Latent, LatentUp, LayerSpec, ModelSpec, Pairs, Part, Rope, RopeScaling, Router, Score,
+    Sharding, Shared,
 };
 use planner::stripes::{self, Slice};
-use planner::{DeviceSpec, Limits, NodeId, NodeSpec, PlanError, RankPlan, ShardPlan, plan};
+use planner::{
+    DeviceSpec, ExpertCut, Limits, NodeId, NodeSpec, PlanError, RankPlan, ShardPlan, plan,
+};
 use proptest::prelude::*;
 
 fn rope(dims: usize) -> Rope {
@@ -51,6 +54,7 @@ fn latent() -> impl Strategy<Value = Attention> {
                 value_dim,
                 scale,
                 rope,
+                up: LatentUp::Joined,
             })
         },
     )
@@ -128,6 +132,7 @@ fn bytes(part: Part, shape: &[usize], compute: ComputeType) -> u64 {
         ([rows, columns], ComputeType::Bf16, _) => rows * columns * 2,
         ([rows, columns], _, Part::Embedding | Part::Head) => rows * columns * 2,
         ([rows, columns], _, Part::Router | Part::SharedRouter) => rows * columns * 2,
+        ([rows, columns], ComputeType::Int4, _) => rows * (0..*columns).step_by(32).count() * 20,
         ([rows, columns], ComputeType::Int8, _) => {
             let blocks = (0..*columns).step_by(32).count();
             rows * (columns + 4 * blocks)
@@ -266,12 +271,16 @@ proptest! {
     }
 
     #[test]
-    fn columns_are_cut_at_blocks(width in 1usize..5000, stripes in 1usize..65) {
+    fn columns_are_cut_at_blocks(
+        width in 1usize..5000,
+        stripes in 1usize..65,
+        stored in prop::sample::select(&[1usize, 32, 64, 128, 256][..]),
+    ) {
         prop_assume!(width >= stripes);
-        let block = stripes::block_width(width, stripes);
-        prop_assert!(block == 32 || width.div_ceil(2 * block) < stripes);
+        let block = stripes::block_width(width, stored, stripes);
+        prop_assert!(block == stored.max(32) || width.div_ceil(2 * block) < stripes);
         let runs: Vec<Range<usize>> =
-            (0..stripes).map(|stripe| stripes::columns(width, stripes, stripe)).collect();
+            (0..stripes).map(|s| stripes::columns(width, stored, stripes, s)).collect();
         prop_assert!(tiles(&runs, width));
         prop_assert!(runs.iter().all(|run| run.start % block == 0));
         let blocks = runs.iter().map(|run| run.len().div_ceil(block));
@@ -322,7 +331,14 @@ proptest! {
         let ranks = 1 + ranks.index(devices.len().min(count));
         let (kv_blocks, block_tokens) = (3, 2);
         let (stripes, wanted) = (Some(count), Some(ranks));
-        let limits = Limits { stripes, ranks: wanted, compute, kv_blocks, block_tokens };
+        let limits = Limits {
+            stripes,
+            ranks: wanted,
+            experts: ExpertCut::Stripe,
+            compute,
+            kv_blocks,
+            block_tokens,
+        };
         let sizes = |held: &[usize]| {
             let weights = stripes::weight_bytes(&spec, count, held, compute);
             (weights, stripes::kv_bytes(&spec, count, held, compute, kv_blocks, block_tokens))
@@ -409,7 +425,14 @@ proptest! {
         let devices: Vec<(u64, f64)> = weights.iter().map(|&weight| (u64::MAX, weight)).collect();
         let compute = ComputeType::Bf16;
         let (stripes, ranks) = (Some(16), None);
-        let limits = Limits { stripes, ranks, compute, kv_blocks: 1, block_tokens: 1 };
+        let limits = Limits {
+            stripes,
+            ranks,
+            experts: ExpertCut::Stripe,
+            compute,
+            kv_blocks: 1,
+            block_tokens: 1,
+        };
         let plan: ShardPlan = plan(&wide(), &one_device_nodes(&devices), &limits).unwrap();
         let shares: Vec<usize> = plan.ranks.iter().map(|rank| rank.stripes.len()).collect();
         let total: f64 = weights.iter().sum();
@@ -474,7 +497,7 @@ fn stripes_that_do_not_exist_have_nothing() {
     assert!(stripes::query_heads(8, 0, 0).is_empty());
     assert!(stripes::query_heads(8, 4, 4).is_empty());
     assert!(stripes::kv_heads(8, 0, 4, 0).is_empty());
-    assert!(stripes::columns(100, 4, 9).is_empty());
+    assert!(stripes::columns(100, 1, 4, 9).is_empty());
     assert!(stripes::vocab(100, 4, usize::MAX).is_empty());
     // Nothing but the replicated norms.
     assert_eq!(stripes::weight_bytes(&wide(), 4, &[9], ComputeType::F32), 3 * 64 * 4);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cluster::{Deployment, Epoch, GroupId, check_address};
 use model::{ComputeType, ModelSpec};
-use planner::{NodeId, RankPlan, ShardPlan};
+use planner::{ExpertCut, NodeId, RankPlan, ShardPlan};
 
 use crate::error::{bounded, narrow, required, size};
 use crate::{NODES_MAX, REASON_MAX, STRIPES_MAX, WireError, pb};
@@ -184,6 +184,7 @@ pub fn compute_to_wire(compute: ComputeType) -> pb::ComputeType {
         ComputeType::F32 => pb::ComputeType::F32,
         ComputeType::Bf16 => pb::ComputeType::Bf16,
         ComputeType::Int8 => pb::ComputeType::Int8,
+        ComputeType::Int4 => pb::ComputeType::Int4,
     }
 }
 
@@ -196,9 +197,26 @@ pub fn compute_from_wire(value: i32) -> Result<ComputeType, WireError> {
         Ok(pb::ComputeType::F32) => Ok(ComputeType::F32),
         Ok(pb::ComputeType::Bf16) => Ok(ComputeType::Bf16),
         Ok(pb::ComputeType::Int8) => Ok(ComputeType::Int8),
+        Ok(pb::ComputeType::Int4) => Ok(ComputeType::Int4),
         Ok(pb::ComputeType::Unspecified) | Err(_) => {
             Err(WireError::UnknownEnum { field: "compute", value })
         }
+    }
+}
+
+fn experts_to_wire(experts: ExpertCut) -> pb::ExpertCut {
+    match experts {
+        ExpertCut::Stripe => pb::ExpertCut::Stripe,
+        ExpertCut::Whole => pb::ExpertCut::Whole,
+    }
+}
+
+fn experts_from_wire(value: i32) -> Result<ExpertCut, WireError> {
+    match pb::ExpertCut::try_from(value) {
+        // Written before there was a choice.
+        Ok(pb::ExpertCut::Unspecified | pb::ExpertCut::Stripe) => Ok(ExpertCut::Stripe),
+        Ok(pb::ExpertCut::Whole) => Ok(ExpertCut::Whole),
+        Err(_) => Err(WireError::UnknownEnum { field: "experts", value }),
     }
 }
 
@@ -208,6 +226,7 @@ pub fn deployment_to_wire(deployment: &Deployment) -> pb::Deployment {
         model: deployment.name.clone(),
         digest: deployment.digest.clone(),
         compute: compute_to_wire(deployment.compute).into(),
+        experts: experts_to_wire(deployment.experts).into(),
         stripes: deployment.stripes.map(narrow),
         ranks: narrow(deployment.ranks),
         kv_blocks: deployment.kv_blocks as u64,
@@ -247,6 +266,7 @@ pub fn wish_from_wire(wire: pb::Deployment) -> Result<Deployment, WireError> {
         name: wire.model,
         digest: wire.digest,
         compute: compute_from_wire(wire.compute)?,
+        experts: experts_from_wire(wire.experts)?,
         stripes: wire.stripes.map(|stripes| size("stripes", stripes)).transpose()?,
         ranks: size("ranks", wire.ranks)?,
         replicas: size("replicas", wire.replicas)?,

@@ -196,6 +196,7 @@ fn form(ranks: usize, compute: ComputeType, stripes: Option<usize>) -> FormGroup
     let deployment = Deployment {
         name: "tiny".to_owned(),
         digest: "abc123".to_owned(),
+        experts: planner::ExpertCut::ALL[ranks % 2],
         compute,
         stripes,
         ranks,
@@ -211,7 +212,14 @@ fn form(ranks: usize, compute: ComputeType, stripes: Option<usize>) -> FormGroup
     let nodes: Vec<NodeSpec> = (1..=ranks as u64)
         .map(|id| NodeSpec { id: NodeId(id), devices: vec![device.clone()] })
         .collect();
-    let limits = Limits { stripes, ranks: Some(ranks), compute, kv_blocks: 10, block_tokens: 16 };
+    let limits = Limits {
+        stripes,
+        ranks: Some(ranks),
+        experts: deployment.experts,
+        compute,
+        kv_blocks: 10,
+        block_tokens: 16,
+    };
     let plan = plan(&spec(), &nodes, &limits).unwrap();
     let addresses = plan.ranks.iter().map(|rank| RankAddress {
         node: rank.node,
@@ -223,8 +231,7 @@ fn form(ranks: usize, compute: ComputeType, stripes: Option<usize>) -> FormGroup
 }
 
 fn order() -> impl Strategy<Value = Order> {
-    let compute =
-        prop_oneof![Just(ComputeType::F32), Just(ComputeType::Bf16), Just(ComputeType::Int8)];
+    let compute = prop::sample::select(&ComputeType::ALL[..]);
     let stripes = prop_oneof![Just(None), Just(Some(8))];
     prop_oneof![
         (any::<u64>(), 1..u32::MAX, any::<u32>(), any::<u64>()).prop_map(

@@ -8,15 +8,16 @@ mod support;
 
 use std::collections::BTreeSet;
 
+use ::model::ComputeType;
 use cluster::{
     ClusterState, Command, Coordinator, Deployment, Epoch, GroupId, NodeInfo, Observation,
     Proposal, RequestId, Role, TokenId, reconcile,
 };
-use planner::{DeviceSpec, NodeId, RankPlan, ShardPlan};
+use planner::{DeviceSpec, ExpertCut, NodeId, RankPlan, ShardPlan};
 use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
-use proptest::sample::Index;
+use proptest::sample::{Index, select};
 use support::{apply, deployment, enrol, joined, model, node, ready, restarted, settle};
 use wire::{
     COMMAND_MAX, STATE_MAX, WireError, decode_command, decode_state, encode_command, encode_state,
@@ -65,11 +66,13 @@ fn plan() -> impl Strategy<Value = ShardPlan> {
 fn wish() -> impl Strategy<Value = Deployment> {
     let sizes = vec((0u64..1 << 32).prop_map(|size| size as usize), 7);
     let nodes = btree_set(any::<u64>().prop_map(NodeId), 0..4);
-    (text(), text(), 0usize..3, option::of(0usize..99), nodes, sizes).prop_map(
-        |(name, digest, compute, stripes, nodes, sizes)| Deployment {
+    let kinds = (select(&ComputeType::ALL[..]), select(&ExpertCut::ALL[..]));
+    (text(), text(), kinds, option::of(0usize..99), nodes, sizes).prop_map(
+        |(name, digest, (compute, experts), stripes, nodes, sizes)| Deployment {
             name,
             digest,
-            compute: ::model::ComputeType::ALL[compute],
+            compute,
+            experts,
             stripes,
             ranks: sizes[0],
             replicas: sizes[1],

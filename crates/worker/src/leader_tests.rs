@@ -37,7 +37,8 @@ fn rank(context: usize) -> (Arc<ModelSpec>, Rank) {
         kv_bytes: 0,
     };
     let cache = CacheSize { blocks: 64, block_tokens: 16, context };
-    let shape = RankShape { stripes: 8, plan: &plan, compute: ComputeType::F32, cache };
+    let (experts, compute) = (planner::ExpertCut::Stripe, ComputeType::F32);
+    let shape = RankShape { stripes: 8, plan: &plan, experts, compute, cache };
     let device = CpuDevice::new(1, None).expect("a device");
     let decoder = Decoder::load(device, Arc::clone(&spec), shape, &checkpoint, &mut |_| true);
     let link = local::links(1, Membership { group: 1, epoch: 1 }).remove(0);

@@ -20,6 +20,8 @@ use std::sync::Arc;
 use cluster::NodeInfo;
 use collective::CollectiveError;
 use collective::tcp::Endpoint;
+/// How whoever looks into a GGUF file reads it, whether it then works on it or not.
+pub use compute::MappedFile;
 use compute::{CpuDevice, KernelClass};
 use decoder::{Checkpoint, CheckpointError};
 use identity::{Admit, Peer, Role, Tls};

@@ -137,6 +137,7 @@ impl Setup {
         let shape = RankShape {
             stripes: plan.stripes,
             plan: &plan.ranks[self.rank],
+            experts: deployment.experts,
             compute: deployment.compute,
             cache: self.formation.cache(),
         };
@@ -148,8 +149,18 @@ impl Setup {
         };
         let device = self.device.clone();
         let spec = Arc::clone(&self.spec);
-        Decoder::load(device, spec, shape, &self.checkpoint, &mut progress)
-            .map_err(|e| e.to_string())
+        let decoder = Decoder::load(device, spec, shape, &self.checkpoint, &mut progress)
+            .map_err(|e| e.to_string())?;
+        let rounding = decoder.rounding();
+        if rounding.errors > 0.0 {
+            let percent = rounding.relative() * 100.0;
+            tracing::info!(
+                rank = self.rank,
+                "weights kept in {}: off by {percent:.2} % of their root mean square",
+                deployment.compute
+            );
+        }
+        Ok(decoder)
     }
 
     fn meet(&mut self) -> Result<Box<dyn Collective<CpuDevice>>, String> {

@@ -102,6 +102,7 @@ pub fn deployment(key: u64, value: u64) -> Deployment {
         name: format!("d{key}"),
         digest: DIGEST.to_owned(),
         compute: ComputeType::F32,
+        experts: planner::ExpertCut::Stripe,
         stripes: Some(8),
         ranks: 1 + key as usize % 3,
         replicas: 1 + value as usize % 2,

@@ -32,6 +32,7 @@ pub fn deployment(ranks: usize) -> Deployment {
     Deployment {
         name: "tiny".to_owned(),
         digest: DIGEST.to_owned(),
+        experts: planner::ExpertCut::Stripe,
         compute: ComputeType::F32,
         stripes: Some(8),
         ranks,
@@ -73,6 +74,7 @@ pub fn plan_on(ids: &[u64]) -> ShardPlan {
     let spec_of = |id| NodeSpec { id: NodeId(id), devices: node(id, 1).devices };
     let nodes: Vec<NodeSpec> = numbers.map(spec_of).collect();
     let limits = planner::Limits {
+        experts: planner::ExpertCut::Stripe,
         stripes: Some(8),
         ranks: Some(ids.len()),
         compute: ComputeType::F32,

@@ -131,7 +131,7 @@ impl CpuCache {
         check.at_most("value_dim", shape.value_dim(), most)?;
         let store = match shape.precision {
             Precision::F32 => Store::F32(Pages::new(&shape)?),
-            Precision::Bf16 | Precision::Int8 => Store::Bf16(Pages::new(&shape)?),
+            Precision::Bf16 | Precision::Int8 | Precision::Int4 => Store::Bf16(Pages::new(&shape)?),
         };
         Ok(CpuCache { shape, store })
     }

@@ -6,7 +6,7 @@ use super::pack::CpuMatrix;
 use super::team::Team;
 use super::tensor::CpuTensor;
 use crate::check::Check;
-use crate::{Activation, DeviceError, Routes};
+use crate::{Activation, DeviceError, ELSEWHERE, Routes};
 
 /// See [`crate::Device::embed`].
 pub(crate) fn embed(
@@ -180,29 +180,28 @@ pub(crate) fn combine_experts(
     (simd, team): (Simd, &Team),
     y: &CpuTensor,
     (routes, rows): (&Routes, &[u32]),
-    stripes: usize,
     out: &mut CpuTensor,
 ) -> Result<(), DeviceError> {
     let check = Check("combine_experts");
     let (chosen, slots, columns) = (routes.chosen, routes.weights.len(), y.columns());
     check.at_least("chosen", chosen, 1)?;
     check.equal("weights beyond whole rows", slots % chosen, 0)?;
-    check.equal("rows", rows.len(), slots)?;
+    check.equal("rows % slots", rows.len().checked_rem(slots).unwrap_or(rows.len()), 0)?;
     let tokens = slots / chosen;
-    check.equal("rows of y", y.rows(), check.product("rows of y", &[stripes, slots])?)?;
-    check.equal("rows of out", out.rows(), check.product("rows of out", &[stripes, tokens])?)?;
+    check.equal("rows of out", out.rows(), rows.len() / chosen)?;
     check.equal("columns of out", out.columns(), columns)?;
-    for &row in rows {
-        check.below("row", row as usize, slots)?;
+    for &row in rows.iter().filter(|row| **row != ELSEWHERE) {
+        check.below("row", row as usize, y.rows())?;
     }
     team.each(out.values_mut(), columns, columns * chosen, |first, part| {
         for (i, out) in part.chunks_mut(columns).enumerate() {
-            let (stripe, token) = ((first + i) / tokens, (first + i) % tokens);
+            let token = (first + i) % tokens;
             out.fill(0.0);
-            let own = token * chosen..(token + 1) * chosen;
-            for (&row, &weight) in rows[own.clone()].iter().zip(&routes.weights[own]) {
-                let y = y.row(stripe * slots + row as usize);
-                simd.run(AddScaled { y, weight, out });
+            let rows = &rows[(first + i) * chosen..][..chosen];
+            for (&row, &weight) in rows.iter().zip(&routes.weights[token * chosen..]) {
+                if row != ELSEWHERE {
+                    simd.run(AddScaled { y: y.row(row as usize), weight, out });
+                }
             }
         }
     });

@@ -144,6 +144,31 @@ pub(crate) fn quantise(values: &[f32], q: &mut [i8; 32]) -> f32 {
     m / 127.0
 }
 
+/// A block of at most 32 values as integers from 0 to 15, less 8 and times a scale; those beyond
+/// stand for zero.
+///
+/// With `m` the first value of the largest magnitude: `scale = m / -8` and `q = 8 + x * (-8 / m)`,
+/// a half rounded up and no more than 15, so that `m` itself is met. Tiny blocks and broken ones
+/// are as in [`quantise`].
+#[inline(always)]
+pub(crate) fn quantise4(values: &[f32], q: &mut [u8; 32]) -> f32 {
+    const TINY: f32 = f32::from_bits((127 - 100) << 23);
+    *q = [8; 32];
+    if values.iter().any(|v| !v.is_finite()) {
+        return f32::NAN;
+    }
+    let m = values.iter().fold(0.0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
+    if m.abs() < TINY {
+        return 0.0;
+    }
+    let inverse = -8.0 / m;
+    for (q, v) in q.iter_mut().zip(values) {
+        // Not negative, so that truncation rounds down.
+        *q = (v * inverse + 8.5).clamp(0.0, 15.0) as u8;
+    }
+    m / -8.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,6 +308,22 @@ mod tests {
         assert_eq!(to_bf16(f32::from_bits(0x3f81_8000)), 0x3f82);
         assert_eq!(from_bf16(to_bf16(f32::MAX)), f32::INFINITY);
         assert!(from_bf16(to_bf16(f32::from_bits(0x7f80_0001))).is_nan());
+    }
+
+    #[test]
+    fn blocks_of_four_bits() {
+        let mut q = [1; 32];
+        assert_eq!(quantise4(&[2.0, -4.0, 0.25, 4.0], &mut q), 0.5);
+        // What is opposite the largest magnitude is cut off at seven steps.
+        assert_eq!(q[..5], [12, 0, 9, 15, 8]);
+        for tiny in [0.0, -0.0, f32::MIN_POSITIVE] {
+            assert_eq!(quantise4(&[tiny; 32], &mut q), 0.0);
+            assert_eq!(q, [8; 32]);
+        }
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(quantise4(&[1.0, bad], &mut q).is_nan());
+            assert_eq!(q, [8; 32]);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod cache;
 mod class;
 mod elementwise;
 mod heads;
+mod int4;
 mod lanes;
 mod math;
 mod matmul;
@@ -21,7 +22,7 @@ pub use tensor::CpuTensor;
 
 use crate::device::{
     Activation, AttendSpan, CacheShape, Columns, Device, DeviceError, HeadMap, Precision,
-    RopeTable, Routes, Routing, Segment, WeightSource,
+    RopeTable, Rounding, Routes, Routing, Segment, WeightSource,
 };
 use lanes::Simd;
 use std::fmt;
@@ -112,6 +113,10 @@ impl Device for CpuDevice {
         precision: Precision,
     ) -> Result<CpuMatrix, DeviceError> {
         pack::pack(&self.shared.team, source, precision)
+    }
+
+    fn rounding(&self, matrix: &CpuMatrix) -> Rounding {
+        matrix.rounding
     }
 
     fn matrix_shape(&self, matrix: &CpuMatrix) -> (usize, usize) {
@@ -242,10 +247,9 @@ impl Device for CpuDevice {
         y: &CpuTensor,
         routes: &Routes,
         rows: &[u32],
-        stripes: usize,
         out: &mut CpuTensor,
     ) -> Result<(), DeviceError> {
-        elementwise::combine_experts(self.hands(), y, (routes, rows), stripes, out)
+        elementwise::combine_experts(self.hands(), y, (routes, rows), out)
     }
 
     fn add(

@@ -4,11 +4,11 @@
 //! kernels read memory straight ahead. Outputs and inner positions beyond the matrix are zeros.
 
 use super::lanes::LANES;
-use super::math::{from_bf16, quantise, to_bf16};
+use super::math::{from_bf16, quantise, quantise4, to_bf16};
 use super::stored::Reader;
 use super::team::{Disjoint, Team};
 use crate::check::filled;
-use crate::{DeviceError, Precision, WeightSource};
+use crate::{DeviceError, Precision, Rounding, WeightSource};
 
 /// Outputs in a panel.
 pub(crate) const PANEL: usize = 2 * LANES;
@@ -32,12 +32,23 @@ pub(crate) struct Int8Step {
     pub(crate) bytes: [[[[u8; 4]; LANES]; 2]; 8],
 }
 
+/// A block of 32 inner positions: a scale per output, and `[eight positions][half][lane]` bytes of
+/// two: positions 0 to 3 in the low halves, 4 to 7 in the high ones, 8 added to each.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Int4Step {
+    pub(crate) scales: [[f32; LANES]; 2],
+    pub(crate) bytes: [[[[u8; 4]; LANES]; 2]; 4],
+}
+
 /// How the steps of a precision are filled and read back.
 pub(crate) trait PackedStep: Copy + Send + Sync {
     /// All zeros.
     const ZERO: Self;
     /// Inner positions in a step.
     const DEPTH: usize;
+    /// What is lost is worth counting.
+    const COUNTED: bool = false;
     /// Sets output `o`'s values of this step; at most `DEPTH`, missing ones stay zero.
     fn set(&mut self, o: usize, values: &[f32]);
     /// Output `o`'s value at inner position `k` of this step.
@@ -81,6 +92,7 @@ impl PackedStep for Bf16Step {
 impl PackedStep for Int8Step {
     const ZERO: Self = Int8Step { scales: [[0.0; LANES]; 2], bytes: [[[[128; 4]; LANES]; 2]; 8] };
     const DEPTH: usize = 32;
+    const COUNTED: bool = true;
 
     #[inline(always)]
     fn set(&mut self, o: usize, values: &[f32]) {
@@ -98,12 +110,37 @@ impl PackedStep for Int8Step {
     }
 }
 
+impl PackedStep for Int4Step {
+    const ZERO: Self = Int4Step { scales: [[0.0; LANES]; 2], bytes: [[[[0x88; 4]; LANES]; 2]; 4] };
+    const DEPTH: usize = 32;
+    const COUNTED: bool = true;
+
+    #[inline(always)]
+    fn set(&mut self, o: usize, values: &[f32]) {
+        let mut q = [8; 32];
+        self.scales[o / LANES][o % LANES] = quantise4(values, &mut q);
+        for (group, q) in self.bytes.iter_mut().zip(q.as_chunks::<8>().0) {
+            for (j, byte) in group[o / LANES][o % LANES].iter_mut().enumerate() {
+                *byte = q[j] | q[j + 4] << 4;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn get(&self, o: usize, k: usize) -> f32 {
+        let byte = self.bytes[k / 8][o / LANES][o % LANES][k % 4];
+        let q = byte >> (k % 8 / 4 * 4) & 15;
+        (f32::from(q) - 8.0) * self.scales[o / LANES][o % LANES]
+    }
+}
+
 /// A packed matrix `[outputs, inputs]`.
 #[derive(Debug, Clone)]
 pub struct CpuMatrix {
     pub(crate) outputs: usize,
     pub(crate) inputs: usize,
     pub(crate) panels: Panels,
+    pub(crate) rounding: Rounding,
 }
 
 /// The panels of a matrix, one after the other, `inputs.div_ceil(DEPTH)` steps each.
@@ -112,6 +149,7 @@ pub(crate) enum Panels {
     F32(Vec<F32Step>),
     Bf16(Vec<Bf16Step>),
     Int8(Vec<Int8Step>),
+    Int4(Vec<Int4Step>),
 }
 
 impl CpuMatrix {
@@ -131,6 +169,7 @@ impl CpuMatrix {
             Panels::F32(_) => Precision::F32,
             Panels::Bf16(_) => Precision::Bf16,
             Panels::Int8(_) => Precision::Int8,
+            Panels::Int4(_) => Precision::Int4,
         }
     }
 
@@ -140,6 +179,7 @@ impl CpuMatrix {
             Panels::F32(steps) => size_of_val(steps.as_slice()),
             Panels::Bf16(steps) => size_of_val(steps.as_slice()),
             Panels::Int8(steps) => size_of_val(steps.as_slice()),
+            Panels::Int4(steps) => size_of_val(steps.as_slice()),
         }
     }
 
@@ -149,6 +189,7 @@ impl CpuMatrix {
             Panels::F32(steps) => read_row(steps, self.inputs, o, out),
             Panels::Bf16(steps) => read_row(steps, self.inputs, o, out),
             Panels::Int8(steps) => read_row(steps, self.inputs, o, out),
+            Panels::Int4(steps) => read_row(steps, self.inputs, o, out),
         }
     }
 }
@@ -171,15 +212,29 @@ pub(crate) fn pack(
 ) -> Result<CpuMatrix, DeviceError> {
     let reader = Reader::new(source)?;
     let (outputs, inputs) = (source.rows.len(), source.columns.len());
+    let mut rounding = Rounding::default();
+    let lost = &mut rounding;
     let panels = match precision {
-        Precision::F32 => Panels::F32(fill(team, &reader)?),
-        Precision::Bf16 => Panels::Bf16(fill(team, &reader)?),
-        Precision::Int8 => Panels::Int8(fill(team, &reader)?),
+        Precision::F32 => Panels::F32(fill(team, &reader, lost)?),
+        Precision::Bf16 => Panels::Bf16(fill(team, &reader, lost)?),
+        Precision::Int8 => Panels::Int8(fill(team, &reader, lost)?),
+        Precision::Int4 => Panels::Int4(fill(team, &reader, lost)?),
     };
-    Ok(CpuMatrix { outputs, inputs, panels })
+    Ok(CpuMatrix { outputs, inputs, panels, rounding })
 }
 
-fn fill<S: PackedStep>(team: &Team, reader: &Reader<'_>) -> Result<Vec<S>, DeviceError> {
+/// A thread's line of values, and what it lost so far.
+#[derive(Clone, Default)]
+struct Hand {
+    line: Vec<f32>,
+    rounding: Rounding,
+}
+
+fn fill<S: PackedStep>(
+    team: &Team,
+    reader: &Reader<'_>,
+    rounding: &mut Rounding,
+) -> Result<Vec<S>, DeviceError> {
     let per_panel = reader.columns.div_ceil(S::DEPTH);
     let mut steps = filled(&[reader.rows.div_ceil(PANEL), per_panel], S::ZERO)?;
     if per_panel == 0 {
@@ -187,19 +242,34 @@ fn fill<S: PackedStep>(team: &Team, reader: &Reader<'_>) -> Result<Vec<S>, Devic
     }
     let (panels, shared) = (steps.len() / per_panel, Disjoint::new(&mut steps));
     let hands = team.hands(reader.rows.saturating_mul(reader.columns));
-    let mut lines = vec![Vec::new(); hands];
-    for line in &mut lines {
-        *line = filled(&[reader.columns], 0.0)?;
+    let mut hands = vec![Hand::default(); hands];
+    for hand in &mut hands {
+        hand.line = filled(&[reader.columns], 0.0)?;
     }
-    team.run(panels, &mut lines, |line, panel| {
+    team.run(panels, &mut hands, |Hand { line, rounding }, panel| {
         // SAFETY: each panel is one task.
         let steps = unsafe { shared.slice(panel * per_panel, per_panel) };
         for o in 0..PANEL.min(reader.rows - panel * PANEL) {
             reader.read(panel * PANEL + o, line);
             for (step, values) in steps.iter_mut().zip(line.chunks(S::DEPTH)) {
                 step.set(o, values);
+                if S::COUNTED {
+                    *rounding += lost(step, o, values);
+                }
             }
         }
     });
+    hands.iter().for_each(|hand| *rounding += hand.rounding);
     Ok(steps)
+}
+
+/// What output `o` of a step lost of these values.
+fn lost<S: PackedStep>(step: &S, o: usize, values: &[f32]) -> Rounding {
+    let (mut weights, mut errors) = (0.0f32, 0.0f32);
+    for (k, value) in values.iter().enumerate() {
+        let error = value - step.get(o, k);
+        weights += value * value;
+        errors += error * error;
+    }
+    Rounding { weights: weights.into(), errors: errors.into() }
 }

@@ -1,8 +1,11 @@
-//! Reads stored matrices: plain numbers, FP8 with block scales, MXFP4; straight or transposed.
+//! Reads stored matrices: plain numbers, FP8 with block scales, MXFP4, blocks, 4-bit words;
+//! straight or transposed.
 
+use super::int4::Int4Reader;
 use super::math::from_bf16;
+use crate::blocks::BLOCK_MAX;
 use crate::check::Check;
-use crate::{DeviceError, Encoding, StoredType, WeightSource};
+use crate::{BlockFormat, DeviceError, Encoding, Int4Order, StoredType, WeightSource};
 
 /// Columns that share an MXFP4 scale.
 const MX_BLOCK: usize = 32;
@@ -54,6 +57,8 @@ enum Decoder<'a> {
     Mxfp4 {
         scales: &'a [u8],
     },
+    Blocks(BlockFormat),
+    Int4(Int4Reader<'a>),
 }
 
 /// A checked part of a stored matrix.
@@ -68,6 +73,8 @@ pub(crate) struct Reader<'a> {
     /// Stored column (row, if transposed) of input 0.
     start: usize,
     transposed: bool,
+    /// Outputs of a head whose halves stand between each other, and the first output taken.
+    paired: Option<(usize, usize)>,
     /// Outputs.
     pub(crate) rows: usize,
     /// Inputs.
@@ -86,7 +93,12 @@ impl<'a> Reader<'a> {
             check.equal("bytes beyond whole rows", source.bytes.len() % stride, 0)?;
         }
         // Without columns there is no telling how many rows there are: as many as are asked for.
-        let stored_rows = source.bytes.len().checked_div(stride);
+        let stored_rows = match source.encoding {
+            Encoding::Int4(int4) if int4.order != Int4Order::Awq => {
+                source.bytes.len().checked_div(stride).map(|words| words.saturating_mul(8))
+            }
+            _ => source.bytes.len().checked_div(stride),
+        };
         let stored_columns = Some(source.stored_columns);
         let (outputs, inputs) = match source.transposed {
             false => (stored_rows, stored_columns),
@@ -98,6 +110,7 @@ impl<'a> Reader<'a> {
         if let Some(outputs) = outputs
             && let Some(last) = rows.end.checked_sub(1)
         {
+            let last = last_of_head(check, last, source.paired)?;
             let last = check.product("end of the rows", &[last, source.row_step])?;
             let last = check.fits("end of the rows", source.first_row, last, outputs)?;
             // An empty run may begin at the end.
@@ -105,14 +118,16 @@ impl<'a> Reader<'a> {
         }
         let decoder = decoder(check, source, stored_rows.unwrap_or(0))?;
         let empty = rows.is_empty() || columns.is_empty();
+        let start = if source.paired.is_some() { 0 } else { rows.start };
         Ok(Reader {
             bytes: source.bytes,
             decoder,
             stride,
-            first: if empty { 0 } else { source.first_row + rows.start * source.row_step },
+            first: if empty { 0 } else { source.first_row + start * source.row_step },
             step: if empty { 0 } else { source.row_step },
             start: columns.start,
             transposed: source.transposed,
+            paired: source.paired.map(|head| (head, rows.start)),
             rows: rows.len(),
             columns: columns.len(),
         })
@@ -120,6 +135,7 @@ impl<'a> Reader<'a> {
 
     /// Inputs of output `row` of the part, widened. `out` holds `columns` values.
     pub(crate) fn read(&self, row: usize, out: &mut [f32]) {
+        let row = self.paired.map_or(row, |(head, first)| stored_row(first + row, head));
         let at = self.first + row * self.step;
         if self.transposed {
             for (i, value) in out.iter_mut().enumerate() {
@@ -127,12 +143,15 @@ impl<'a> Reader<'a> {
             }
             return;
         }
-        let (bytes, start) = (&self.bytes[at * self.stride..], self.start);
+        let start = self.start;
+        // Words of eight rows have no bytes of one row.
+        let bytes = self.bytes.get(at * self.stride..).unwrap_or_default();
         match self.decoder {
             Decoder::F32 => widen(&bytes[start * 4..], out, f32::from_le_bytes),
             Decoder::F16 => widen(&bytes[start * 2..], out, half_to_f32),
             Decoder::Bf16 => widen(&bytes[start * 2..], out, bf16_to_f32),
-            Decoder::Fp8 { .. } | Decoder::Mxfp4 { .. } => {
+            Decoder::Blocks(format) => blocks(format, bytes, start, out),
+            Decoder::Fp8 { .. } | Decoder::Mxfp4 { .. } | Decoder::Int4(_) => {
                 for (i, value) in out.iter_mut().enumerate() {
                     *value = self.element(at, start + i);
                 }
@@ -143,6 +162,9 @@ impl<'a> Reader<'a> {
     /// One stored element.
     #[inline(always)]
     fn element(&self, row: usize, column: usize) -> f32 {
+        if let Decoder::Int4(int4) = &self.decoder {
+            return int4.element(self.bytes, row, column);
+        }
         let bytes = &self.bytes[row * self.stride..][..self.stride];
         match self.decoder {
             Decoder::F32 => f32::from_le_bytes(bytes.as_chunks().0[column]),
@@ -158,8 +180,42 @@ impl<'a> Reader<'a> {
                 let code = bytes[column / 2] >> (column % 2 * 4) & 15;
                 FP4[usize::from(code)] * power_of_two(scale)
             }
+            Decoder::Blocks(format) => {
+                let mut one = [0.0];
+                blocks(format, bytes, column, &mut one);
+                one[0]
+            }
+            Decoder::Int4(int4) => int4.element(self.bytes, row, column),
         }
     }
+}
+
+/// Elements of a row of blocks from column `start` on. A block is decoded as a whole.
+fn blocks(format: BlockFormat, row: &[u8], start: usize, out: &mut [f32]) {
+    let (elements, bytes) = (format.elements(), format.bytes());
+    let mut block = [0.0; BLOCK_MAX];
+    let mut done = 0;
+    while done < out.len() {
+        let (number, within) = ((start + done) / elements, (start + done) % elements);
+        let count = (elements - within).min(out.len() - done);
+        format.decode(&row[number * bytes..][..bytes], &mut block);
+        out[done..done + count].copy_from_slice(&block[within..within + count]);
+        done += count;
+    }
+}
+
+/// Where logical row `row` stands among heads whose halves stand between each other.
+fn stored_row(row: usize, head: usize) -> usize {
+    let (within, half) = (row % head, head / 2);
+    row - within + 2 * (within % half) + within / half
+}
+
+/// The last row that a part up to `last` may touch: any of its head.
+fn last_of_head(check: Check, last: usize, head: Option<usize>) -> Result<usize, DeviceError> {
+    let Some(head) = head else { return Ok(last) };
+    check.at_least("rows of a head", head, 2)?;
+    check.equal("rows of a head % 2", head % 2, 0)?;
+    check.fits("end of the head", last - last % head, head - 1, usize::MAX)
 }
 
 fn half_to_f32(bytes: [u8; 2]) -> f32 {
@@ -186,6 +242,18 @@ fn bytes_of_a_row(check: Check, source: &WeightSource<'_>) -> Result<usize, Devi
             check.equal("stored_columns % 32", columns % MX_BLOCK, 0)?;
             check.equal("transposed", usize::from(source.transposed), 0)?;
             return Ok(columns / 2);
+        }
+        Encoding::Blocks(format) => {
+            check.equal("stored_columns % block", columns % format.elements(), 0)?;
+            return Ok(columns / format.elements() * format.bytes());
+        }
+        Encoding::Int4(int4) => {
+            check.equal("stored_columns % 8", columns % 8, 0)?;
+            check.equal("row_step", source.row_step, 1)?;
+            match int4.order {
+                Int4Order::Awq => return Ok(columns / 2),
+                Int4Order::Gptq { .. } => 4,
+            }
         }
     };
     check.product("bytes of a stored row", &[columns, size])
@@ -214,5 +282,7 @@ fn decoder<'a>(
             check.equal("scales", scales.len(), expected)?;
             Decoder::Mxfp4 { scales }
         }
+        Encoding::Blocks(format) => Decoder::Blocks(format),
+        Encoding::Int4(int4) => Decoder::Int4(Int4Reader::new(check, &int4, stored_rows, columns)?),
     })
 }

@@ -6,7 +6,8 @@ use compute::cpu::{CpuMatrix, CpuTensor};
 use compute::{CpuDevice, Device, KernelClass, Precision, StoredType, WeightSource};
 
 /// All precisions.
-pub(crate) const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
+pub(crate) const PRECISIONS: [Precision; 4] =
+    [Precision::F32, Precision::Bf16, Precision::Int8, Precision::Int4];
 
 /// A repeatable sequence of numbers.
 pub(crate) struct Numbers(pub(crate) u64);

@@ -55,8 +55,8 @@ impl Leader {
             self.out.push(Output::End { session: old, why: "a newer session took its place" });
         }
         self.sessions.insert(session, Session { node, held, admitted: false });
-        // The state has it already where only the session is new: nothing is to be decided then, and
-        // a log that takes nothing costs no worker its groups.
+        // The state has it already where only the session is new: nothing is to be decided then,
+        // and a log that takes nothing costs no worker its groups.
         if known == Some(&info) && !self.is_pending(Subject::Node(node)) {
             self.admit(cluster, session);
         } else {

@@ -95,6 +95,7 @@ impl Bench {
                 name: "tiny".to_owned(),
                 digest: "abc123".to_owned(),
                 compute: ComputeType::F32,
+                experts: planner::ExpertCut::Stripe,
                 stripes: Some(8),
                 ranks,
                 replicas: 1,

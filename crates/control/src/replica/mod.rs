@@ -84,7 +84,8 @@ pub struct Replica<S: LogStore, M: Machine> {
     hard_state: HardState,
     /// Since when the durable commit has lagged behind, in ticks.
     commit_lags: Option<u64>,
-    /// Changes of members that were applied, and whose commit may not be durable: nobody is told yet.
+    /// Changes of members that were applied, and whose commit may not be durable: nobody is told
+    /// yet.
     news: Vec<Output<M::Outcome>>,
     /// When their commit was last to be written, in ticks.
     news_tried: u64,

@@ -41,6 +41,7 @@ pub fn deployment(ranks: usize) -> Deployment {
     Deployment {
         name: "tiny".to_owned(),
         digest: "abc123".to_owned(),
+        experts: planner::ExpertCut::Stripe,
         compute: ComputeType::F32,
         stripes: Some(8),
         ranks,

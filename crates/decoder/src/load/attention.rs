@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use compute::{Device, DeviceError, HeadMap};
-use model::{Attention, Grouped, Latent, Part};
+use model::{Attention, Grouped, Latent, LatentUp, Part};
 
 use super::{LoadError, Loader, Ropes};
 use crate::layout::Runs;
@@ -145,11 +145,9 @@ impl<D: Device> Loader<'_, D> {
         let latent_down = self.projection(layer, latent, rows, hidden, query_rank)?;
         let (mut key_up, mut value_up) = (Vec::new(), Vec::new());
         for head in queries.global.iter().cloned().flatten() {
-            let keys = head * (nope_dim + value_dim);
-            let values = keys + nope_dim;
-            key_up.push(self.turned(layer, Part::LatentUp, keys..values, 0..kv_rank)?);
-            let rows = values..values + value_dim;
-            value_up.push(self.pack(layer, Part::LatentUp, rows, 0..kv_rank, self.precision)?);
+            let (key, value) = self.latent_up(layer, attention, head)?;
+            key_up.push(key);
+            value_up.push(value);
         }
         Ok(LatentWeights {
             query_down,
@@ -172,6 +170,32 @@ impl<D: Device> Loader<'_, D> {
             value_dim,
             rope: ropes.of(&attention.rope)?,
         })
+    }
+
+    /// One head's projections up from the latent: the keys', turned over, and the values'.
+    fn latent_up(
+        &mut self,
+        layer: Option<usize>,
+        attention: &Latent,
+        head: usize,
+    ) -> Result<(D::Matrix, D::Matrix), LoadError> {
+        let &Latent { kv_rank, nope_dim, value_dim, .. } = attention;
+        let precision = self.precision;
+        let (part, values, key) = match attention.up {
+            LatentUp::Joined => {
+                let keys = head * (nope_dim + value_dim);
+                let values = keys + nope_dim;
+                let key = self.turned(layer, Part::LatentUp, keys..values, 0..kv_rank)?;
+                (Part::LatentUp, values, key)
+            }
+            LatentUp::Split => {
+                let rows = head * kv_rank..(head + 1) * kv_rank;
+                let key = self.pack(layer, Part::LatentKeyUp, rows, 0..nope_dim, precision)?;
+                (Part::LatentValueUp, head * value_dim, key)
+            }
+        };
+        let rows = values..values + value_dim;
+        Ok((key, self.pack(layer, part, rows, 0..kv_rank, precision)?))
     }
 
     /// Packs a rectangle of a tensor turned over: its rows become inputs.

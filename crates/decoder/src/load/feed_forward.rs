@@ -3,7 +3,10 @@
 use compute::{Activation, Device, Routing};
 use model::{Experts, FeedForward, Part};
 
+use planner::ExpertCut;
+
 use super::{LoadError, Loader};
+use crate::layout::{Layout, Runs};
 use crate::weights::{ExpertsWeights, FeedForwardWeights, Gated, Piece};
 
 /// A weight with its bias where it has one.
@@ -36,7 +39,7 @@ impl<D: Device> Loader<'_, D> {
                     activation: activation(&dense.activation),
                 };
                 Ok(FeedForwardWeights::Dense {
-                    network: self.gated(layer, &parts)?,
+                    network: self.cut(layer, &parts)?,
                     down_bias: self.hidden_if(dense.bias, layer, Part::DownBias)?,
                 })
             }
@@ -54,7 +57,8 @@ impl<D: Device> Loader<'_, D> {
         let (precision, hidden) = (self.edge_precision, self.spec.hidden);
         let bias = |part| spec.bias.then_some(part);
         let activation = activation(&spec.activation);
-        let mut experts = Vec::with_capacity(spec.count);
+        let whole = self.layout.experts == ExpertCut::Whole;
+        let (mut experts, mut owners) = (Vec::with_capacity(spec.count), Vec::new());
         for e in 0..spec.count {
             let parts = GatedParts {
                 gate: (Part::ExpertGate(e), bias(Part::ExpertGateBias(e))),
@@ -63,7 +67,18 @@ impl<D: Device> Loader<'_, D> {
                 width: spec.width,
                 activation,
             };
-            experts.push(self.gated(layer, &parts)?);
+            if !whole {
+                experts.push(Some(self.cut(layer, &parts)?));
+                continue;
+            }
+            let owner = self.layout.owner(e, spec.count);
+            experts.push(match owner {
+                Some(_) => {
+                    Some(self.gated(layer, &parts, &Layout::all_columns(spec.width), true)?)
+                }
+                None => None,
+            });
+            owners.push(owner);
         }
         let mut shared = None;
         if let Some(shape) = &spec.shared {
@@ -78,7 +93,7 @@ impl<D: Device> Loader<'_, D> {
             if shape.gated {
                 router = Some(self.pack(layer, Part::SharedRouter, 0..1, 0..hidden, precision)?);
             }
-            shared = Some((self.gated(layer, &parts)?, router));
+            shared = Some((self.cut(layer, &parts)?, router));
         }
         let count = 0..spec.count;
         let mut router_bias = None;
@@ -95,13 +110,26 @@ impl<D: Device> Loader<'_, D> {
             routing: routing(spec),
             correction,
             experts,
+            owners: whole.then_some(owners),
+            own: self.layout.own.len(),
             shared,
         })
     }
 
-    fn gated(&mut self, layer: Option<usize>, parts: &GatedParts) -> Result<Gated<D>, LoadError> {
-        let runs = self.layout.columns(parts.width);
-        let (first_stripe, hidden) = (self.layout.own.first() == Some(&0), self.spec.hidden);
+    /// The rank's columns of a network. A bias is stripe 0's to add.
+    fn cut(&mut self, layer: Option<usize>, parts: &GatedParts) -> Result<Gated<D>, LoadError> {
+        let first = self.layout.own.first() == Some(&0);
+        self.gated(layer, parts, &self.layout.columns(parts.width), first)
+    }
+
+    fn gated(
+        &mut self,
+        layer: Option<usize>,
+        parts: &GatedParts,
+        runs: &Runs,
+        biased: bool,
+    ) -> Result<Gated<D>, LoadError> {
+        let hidden = self.spec.hidden;
         let mut gate_up = Vec::new();
         for (part, start) in [(parts.gate, 0), (parts.up, runs.total)] {
             for (run, local) in runs.global.iter().zip(&runs.local) {
@@ -112,7 +140,7 @@ impl<D: Device> Loader<'_, D> {
         for (i, (run, local)) in runs.global.iter().zip(&runs.local).enumerate() {
             let (part, bias_part) = parts.down;
             let matrix = self.pack(layer, part, 0..hidden, run.clone(), self.precision)?;
-            let bias = match bias_part.filter(|_| i == 0 && first_stripe) {
+            let bias = match bias_part.filter(|_| i == 0 && biased) {
                 Some(part) => Some(self.vector(layer, part, 0..hidden)?),
                 None => None,
             };

@@ -6,7 +6,7 @@ use super::{Base, Defaults, PAIRS, base, channels, limits, not_divisible, rope};
 use crate::config::{ConfigError, Fields, Given};
 use crate::spec::{
     Activation, Attention, Experts, Family, FeedForward, Format, GroupScore, Groups, Latent,
-    LayerSpec, ModelSpec, Pairs, Rope, Router, Score, Shared,
+    LatentUp, LayerSpec, ModelSpec, Pairs, Rope, Router, Score, Shared,
 };
 
 /// Training and expert placement; `auto_map` names the publisher's own model code, which is not
@@ -89,6 +89,7 @@ fn latent(fields: &mut Fields<'_>, base: &Base) -> Result<Latent, ConfigError> {
             pairs: Pairs::Interleaved,
             scaling: turns.scaling,
         },
+        up: LatentUp::Joined,
     })
 }
 

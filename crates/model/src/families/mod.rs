@@ -10,12 +10,13 @@ mod mistral;
 mod mixtral;
 mod names;
 mod phi3;
+mod quantised;
 mod qwen;
 mod rope;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::config::{ConfigError, Fields, Given};
+use crate::config::{ConfigError, Fields};
 use crate::spec::{
     Activation, Dense, Family, FeedForward, Format, Grouped, LayerSpec, ModelSpec, Pairs, Rope,
 };
@@ -247,7 +248,7 @@ pub(crate) fn base(
     fields: &mut Fields<'_>,
     defaults: &Defaults,
 ) -> Result<Base, ConfigError> {
-    let format = format(fields, defaults.quantised)?;
+    let format = quantised::format(fields, defaults.quantised)?;
     only_causal(fields, defaults.activation)?;
     let hidden = fields.count("hidden_size", limits::WIDTH)?;
     let width = fields.count("intermediate_size", limits::WIDTH)?;
@@ -285,36 +286,6 @@ pub(crate) fn base(
         ignored_prefixes: vec![],
     };
     Ok(Base { spec, layers, width })
-}
-
-/// What the checkpoint is stored in, by `quantization_config`.
-fn format(fields: &mut Fields<'_>, understood: Option<Format>) -> Result<Format, ConfigError> {
-    let Given::Value(map) = fields.object("quantization_config")? else {
-        return Ok(Format::Plain);
-    };
-    let mut inner = Fields::new(fields.family(), "quantization_config.", map);
-    let method = match understood {
-        None | Some(Format::Plain) => {
-            let what = Value::Object(Map::new());
-            let understood = "no quantisation".to_owned();
-            return Err(fields.unsupported("quantization_config", &what, understood));
-        }
-        Some(Format::Fp8Blocks) => {
-            inner.only("fmt", &json!("e4m3"))?;
-            inner.required("weight_block_size", &json!([128, 128]))?;
-            // How activations would be quantised before products; here they never are.
-            inner.only("activation_scheme", &json!("dynamic"))?;
-            inner.only("scale_fmt", &json!("ue8m0"))?;
-            "fp8"
-        }
-        Some(Format::Mxfp4) => "mxfp4",
-    };
-    inner.required("quant_method", &json!(method))?;
-    // Asks the library to do at load what is always done here.
-    inner.only("dequantize", &json!(false))?;
-    // Whatever stands in another type is taken as it is.
-    inner.finish(&[&["modules_to_not_convert"]])?;
-    Ok(understood.unwrap_or(Format::Plain))
 }
 
 /// By layer, whether it has a window, where `layer_types` says so.

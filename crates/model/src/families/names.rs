@@ -104,7 +104,7 @@ fn attention(part: Part) -> Option<&'static str> {
         Part::QueryUp => "self_attn.q_b_proj.weight",
         Part::LatentDown => "self_attn.kv_a_proj_with_mqa.weight",
         Part::LatentNorm => "self_attn.kv_a_layernorm.weight",
-        Part::LatentUp => "self_attn.kv_b_proj.weight",
+        Part::LatentUp | Part::LatentKeyUp | Part::LatentValueUp => "self_attn.kv_b_proj.weight",
         _ => return None,
     };
     Some(name)

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use planner::ExpertCut;
 use wire::pb;
 
 use super::Timing;
@@ -71,7 +72,8 @@ impl Show {
         let plan = group.and_then(|g| g.plan.clone()).context("the group has no plan")?;
         let plan = wire::plan_from_wire(plan, &model.spec).context("the coordinator's plan")?;
         self.line(&format!("The plan: {} stripes on {} ranks.", plan.stripes, plan.ranks.len()));
-        self.line(&plan.table(&model.spec));
+        // The demo asks for nothing else.
+        self.line(&plan.table(&model.spec, ExpertCut::Stripe));
         Ok(())
     }
 

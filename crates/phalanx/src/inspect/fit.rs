@@ -2,7 +2,9 @@
 
 use anyhow::ensure;
 use model::{ComputeType, ModelSpec};
-use planner::{DeviceSpec, Limits, NodeId, NodeSpec, PlanError, ShardPlan, plan, stripes};
+use planner::{
+    DeviceSpec, ExpertCut, Limits, NodeId, NodeSpec, PlanError, ShardPlan, plan, stripes,
+};
 
 use super::nodes::Nodes;
 
@@ -15,6 +17,8 @@ const BLOCK: usize = 16;
 pub(crate) struct Wish {
     pub(crate) ranks: Option<usize>,
     pub(crate) stripes: Option<usize>,
+    /// How experts are divided among stripes.
+    pub(crate) experts: ExpertCut,
     pub(crate) kv_tokens: usize,
 }
 
@@ -69,6 +73,7 @@ impl Wish {
         Limits {
             stripes: Some(self.stripes_for(spec, ranks)),
             ranks: Some(ranks),
+            experts: self.experts,
             compute,
             kv_blocks: self.kv_tokens.div_ceil(BLOCK),
             block_tokens: BLOCK,

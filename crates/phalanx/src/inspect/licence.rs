@@ -1,7 +1,8 @@
-//! What a model directory says about its licence. Said, not judged.
+//! What a model directory or GGUF file says about its licence. Said, not judged.
 
 use std::path::Path;
 
+use model::gguf::Gguf;
 use serde_json::Value;
 
 /// Bytes of a file that are looked at.
@@ -12,7 +13,7 @@ const SHOWN: usize = 120;
 /// One statement, and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Licence {
-    /// File and field.
+    /// File and field, or key of the metadata.
     pub(crate) place: String,
     pub(crate) text: String,
 }
@@ -38,6 +39,16 @@ pub(crate) fn find(directory: Option<&Path>, config: &Value) -> Vec<Licence> {
         }
     }
     found
+}
+
+/// The same of a GGUF file's metadata.
+pub(crate) fn of_gguf(gguf: &Gguf<'_>) -> Vec<Licence> {
+    let of_key = |key: &str| {
+        let text = shown(gguf.value(key)?.text()?);
+        Some(Licence { place: key.to_owned(), text })
+    };
+    let keys = ["general.license", "general.license.name", "general.license.link"];
+    keys.into_iter().filter_map(of_key).collect()
 }
 
 /// The first bytes of a text file; nothing where there is none.

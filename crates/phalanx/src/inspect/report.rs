@@ -3,12 +3,11 @@
 use std::fmt::Write;
 
 use model::{Attention, ComputeType, FeedForward, ModelSpec};
-use planner::{ShardPlan, human_bytes, stripes};
+use planner::{ExpertCut, ShardPlan, human_bytes, stripes};
 use serde_json::{Map, Value, json};
 
 use super::Model;
 use super::fit::{Fit, Fits, Wish, largest};
-use super::weights;
 
 /// All stripes on one rank: the model once.
 fn whole(spec: &ModelSpec, compute: ComputeType) -> u64 {
@@ -91,7 +90,7 @@ pub(crate) fn table(model: &Model, wish: &Wish, fits: &Fits) -> String {
     if !spec.ignored_prefixes.is_empty() {
         line("not served", &format!("{} (further prediction)", spec.ignored_prefixes.join(", ")));
     }
-    let stored = weights::stored(spec, model.plain);
+    let stored = &model.stored;
     let parts: Vec<String> =
         stored.iter().map(|(name, bytes)| format!("{name} {}", human_bytes(*bytes))).collect();
     let sum = stored.values().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
@@ -130,7 +129,8 @@ pub(crate) fn table(model: &Model, wish: &Wish, fits: &Fits) -> String {
 /// Memory of the largest rank, by ranks and compute type.
 fn ranks_table(wish: &Wish, fits: &Fits) -> String {
     let mut text = format!(
-        "Memory of each rank, with {} tokens of KV cache (weights + cache):\n",
+        "Memory of each rank{}, with {} tokens of KV cache (weights + cache):\n",
+        divided(wish.experts),
         wish.kv_tokens
     );
     let names = ComputeType::ALL.map(|compute| format!("{:>24}", compute.name())).concat();
@@ -154,14 +154,25 @@ fn ranks_table(wish: &Wish, fits: &Fits) -> String {
     text
 }
 
+/// How experts are divided, where it is not the usual way.
+fn divided(experts: ExpertCut) -> &'static str {
+    match experts {
+        ExpertCut::Stripe => "",
+        ExpertCut::Whole => ", experts whole",
+    }
+}
+
 fn count(fit: &Fit) -> Option<(usize, usize)> {
     fit.plan.as_ref().ok().map(|plan| (plan.ranks.len(), fit.stripes))
 }
 
 /// Whether and how it fits given nodes; the most exact compute type that fits with its plan.
 fn nodes_table(nodes: &str, spec: &ModelSpec, wish: &Wish, fits: &Fits) -> String {
-    let mut text =
-        format!("On {nodes}, with {} tokens of KV cache on each rank:\n", wish.kv_tokens);
+    let mut text = format!(
+        "On {nodes}{}, with {} tokens of KV cache on each rank:\n",
+        divided(wish.experts),
+        wish.kv_tokens
+    );
     for fit in &fits.fits {
         let says = match (&fit.plan, fit.enough) {
             (Ok(plan), _) => format!(
@@ -181,7 +192,7 @@ fn nodes_table(nodes: &str, spec: &ModelSpec, wish: &Wish, fits: &Fits) -> Strin
     }
     let first = fits.fits.iter().find_map(|fit| Some((fit.compute, fit.plan.as_ref().ok()?)));
     if let Some((compute, plan)) = first {
-        let _ = writeln!(text, "\nThe plan in {compute}:\n{}", plan.table(spec));
+        let _ = writeln!(text, "\nThe plan in {compute}:\n{}", plan.table(spec, wish.experts));
     }
     text.push_str("\nMemory alone is counted. This release computes on processors only.\n");
     text
@@ -190,7 +201,6 @@ fn nodes_table(nodes: &str, spec: &ModelSpec, wish: &Wish, fits: &Fits) -> Strin
 /// For programs.
 pub(crate) fn json(model: &Model, wish: &Wish, fits: &Fits) -> Value {
     let spec = &model.spec;
-    let stored = weights::stored(spec, model.plain);
     let computed: Map<String, Value> = ComputeType::ALL
         .into_iter()
         .map(|compute| {
@@ -210,7 +220,7 @@ pub(crate) fn json(model: &Model, wish: &Wish, fits: &Fits) -> Value {
         "context": spec.context,
         "layers": layers(spec),
         "not_served": spec.ignored_prefixes,
-        "stored_bytes": stored,
+        "stored_bytes": model.stored,
         "files": model.files.as_ref().map(|f| json!({"count": f.count, "bytes": f.bytes})),
         "tokenizer": model.tokenizer.as_ref().map(|t| match t {
             Ok(()) => json!({"usable": true}),
@@ -219,6 +229,7 @@ pub(crate) fn json(model: &Model, wish: &Wish, fits: &Fits) -> Value {
         "computed": computed,
         "stripes": {"default": stripes::default_count(spec), "max": stripes::max_count(spec)},
         "licences": licences.collect::<Vec<_>>(),
+        "experts": wish.experts.name(),
         "kv_tokens": wish.kv_tokens,
         "nodes": fits.nodes.as_ref().map(|nodes| &nodes.text),
         "plans": fits.fits.iter().map(fit).collect::<Vec<_>>(),

@@ -446,7 +446,7 @@ fn units_start_what_the_command_understands() {
         command.args(&line[1..]).env_clear().envs(environment);
         let refused = output(&mut command);
         let errors = String::from_utf8_lossy(&refused.stderr);
-        let model = "/srv/models/model is not a directory";
+        let model = "/srv/models/model is neither a directory nor a .gguf file";
         assert!(errors.contains(model), "{role} is not started with {line:?}: {errors}");
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::gguf;
 use crate::harness::{golden_model, phalanx, source};
 
 fn inspect(model: &Path, options: &[&str]) -> (bool, String, String) {
@@ -91,6 +92,68 @@ fn a_directory_with_its_licence_and_its_files() {
     assert!(stored <= on_disk && on_disk < stored + 65_536, "{stored} {on_disk}");
     let (ok, out, err) = inspect(copy.path(), &[]);
     assert!(ok && out.contains("apache-2.0 (README.md: license)"), "{out}{err}");
+}
+
+#[test]
+fn a_gguf_file_is_inspected_as_the_directory_it_was_made_from() {
+    for name in ["qwen3-moe", "deepseek-v3"] {
+        let (file, directory) = (json(&gguf::file(name), &[]), json(&golden_model(name), &[]));
+        for field in ["family", "parameters", "active_parameters", "computed", "stripes", "layers"]
+        {
+            assert_eq!(file[field], directory[field], "{name}: {field}");
+        }
+        assert_eq!(file["tokenizer"]["usable"], true);
+        let stored = file["stored_bytes"].as_object().expect("sizes");
+        // Norms and routers stay f32 when a file is made.
+        assert_eq!(stored.keys().collect::<Vec<_>>(), ["bf16", "f32"], "{name}");
+        let sum: u64 = stored.values().filter_map(Value::as_u64).sum();
+        let on_disk = file["files"]["bytes"].as_u64().expect("bytes");
+        assert!(sum < on_disk && on_disk < sum + 65_536, "{name}: {sum} {on_disk}");
+    }
+    let whole = json(&gguf::file("qwen3-moe"), &["--nodes", "2x2x1GiB", "--experts", "whole"]);
+    assert_eq!(whole["experts"], "whole");
+    assert_eq!(whole["plans"][0]["ranks"].as_array().expect("it fits").len(), 4);
+    let options = ["--nodes", "2x2x1GiB", "--experts", "whole"];
+    let (ok, out, err) = inspect(&gguf::file("qwen3-moe"), &options);
+    assert!(ok && out.contains("experts whole") && out.contains("12-15"), "{out}{err}");
+}
+
+#[test]
+fn what_a_gguf_file_says_of_its_licence_is_said() {
+    let bytes = std::fs::read(gguf::file("qwen3")).expect("a file");
+    let copy = tempfile::tempdir().expect("a directory");
+    let path = copy.path().join("model.gguf");
+    std::fs::write(
+        &path,
+        gguf::with_text(&bytes, "general.license", "apache-2.0 (see LICENSE file)"),
+    )
+    .expect("written");
+    let all = json(&path, &[]);
+    assert_eq!(all["licences"][0]["text"], "apache-2.0 (see LICENSE file)");
+    assert_eq!(all["licences"][0]["place"], "general.license");
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).expect("written");
+    let (ok, _, err) = inspect(&path, &[]);
+    assert!(!ok && err.contains("model.gguf: tensor ") && err.contains("beyond"), "{err}");
+}
+
+#[test]
+fn four_bit_checkpoints_are_weighed_as_they_are_stored() {
+    for name in ["awq", "gptq"] {
+        let (fixture, copy) = (source("tests/int4").join(name), tempfile::tempdir());
+        let copy = copy.expect("a directory");
+        let config = std::fs::read_to_string(fixture.join("config.json")).expect("a config");
+        // What is not quantised is f32 there.
+        let config = config.replacen('{', r#"{"torch_dtype": "float32","#, 1);
+        std::fs::write(copy.path().join("config.json"), config).expect("written");
+        let weights = "model.safetensors";
+        std::fs::copy(fixture.join(weights), copy.path().join(weights)).expect("copied");
+        let all = json(copy.path(), &[]);
+        let stored = all["stored_bytes"].as_object().expect("sizes");
+        let sum: u64 = stored.values().filter_map(Value::as_u64).sum();
+        let on_disk = all["files"]["bytes"].as_u64().expect("bytes");
+        assert!(stored.contains_key("int4"), "{name}");
+        assert!(sum <= on_disk && on_disk < sum + 16_384, "{name}: {sum} {on_disk}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod cluster;
 mod control_plane;
 mod demo;
 mod deploy;
+mod gguf;
 mod golden;
 mod harness;
 mod inspect;

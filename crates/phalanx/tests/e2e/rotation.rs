@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::control_plane::{Fleet, Load};
-use crate::harness::{Http, PATIENCE, Process, demo_model};
+use crate::harness::{Ground, Http, PATIENCE, Process, demo_model, operate, output, phalanx};
 use crate::network::skipped;
 use crate::ports::{Answer, connections, has_openssl, hello, shown};
 
@@ -115,4 +115,30 @@ fn certificates_are_replaced_twice_without_a_failed_request() {
         nodes.all(|node| node["name"] != "worker-2" || node["state"] == "left"),
         "a node that was removed is back: {status}"
     );
+}
+
+/// Who was away for too long: an operator gets another credential, a coordinator signs its own.
+#[test]
+fn credentials_that_expired_are_replaced_without_a_new_cluster() {
+    let ground = Ground::new();
+    let data = ground.data("coordinator-1");
+    let now = std::time::SystemTime::now();
+    let ca = identity::ClusterCa::load(data.as_ref()).expect("the authority");
+    let short = ca.node(1, identity::Role::Coordinator, Duration::from_secs(1), now);
+    short.and_then(|short| short.save(data.as_ref())).expect("a credential that is soon over");
+    let brief = ground.data("brief.pem");
+    let made = |out: &str, options: &[&str]| {
+        let mut command = phalanx();
+        let made = output(command.args(["operator", "--data", &data, "--out", out]).args(options));
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    };
+    made(&brief, &["--ttl", "1s", "--name", "eve"]);
+    std::thread::sleep(Duration::from_millis(2_500));
+    let founder = ground.founder(&demo_model(), "127.0.0.1:0", &[]);
+    let refused = operate(&brief, &founder.cluster(), &["nodes"]);
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && errors.contains("expired"), "{errors}");
+    made(&brief, &["--name", "eve"]);
+    let shown = operate(&brief, &founder.cluster(), &["nodes"]);
+    assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
 }

@@ -136,6 +136,19 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn nibbles(self, bytes: Self::I) -> (Self::I, Self::I) {
+        avx2!({
+            let low = _mm256_set1_epi8(15);
+            let (a, b) = (bytes[0], bytes[1]);
+            let high = [_mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b)];
+            (
+                [_mm256_and_si256(a, low), _mm256_and_si256(b, low)],
+                [_mm256_and_si256(high[0], low), _mm256_and_si256(high[1], low)],
+            )
+        })
+    }
+
+    #[inline(always)]
     fn dot4(self, acc: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I {
         avx2!([
             dot4_of_eight(acc[0], unsigned[0], signed[0]),

@@ -132,6 +132,15 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    fn nibbles(self, bytes: Self::I) -> (Self::I, Self::I) {
+        avx512!({
+            let low = _mm512_set1_epi8(15);
+            let high = _mm512_srli_epi16::<4>(bytes);
+            (_mm512_and_si512(bytes, low), _mm512_and_si512(high, low))
+        })
+    }
+
+    #[inline(always)]
     fn dot4(self, acc: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I {
         if VNNI {
             return avx512!(_mm512_dpbusd_epi32(acc, unsigned, signed));

@@ -61,6 +61,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn splat_i(self, value: i32) -> Self::I;
     /// Four unsigned bytes per lane.
     fn load_bytes(self, from: &[[u8; 4]; LANES]) -> Self::I;
+    /// The low halves of all bytes, and the high ones.
+    fn nibbles(self, bytes: Self::I) -> (Self::I, Self::I);
     /// `acc + sum of four products` of unsigned bytes with signed bytes, exactly.
     fn dot4(self, acc: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I;
     /// Converts; exact below 2^24.

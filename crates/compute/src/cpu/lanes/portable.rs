@@ -81,6 +81,12 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn nibbles(self, bytes: Self::I) -> (Self::I, Self::I) {
+        const LOW: i32 = 0x0f0f_0f0f;
+        (each(|i| bytes[i] & LOW), each(|i| bytes[i] >> 4 & LOW))
+    }
+
+    #[inline(always)]
     fn dot4(self, acc: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I {
         each(|i| {
             let (u, s) = (unsigned[i].to_le_bytes(), signed[i].to_le_bytes());

@@ -6,7 +6,7 @@
 #![allow(clippy::needless_range_loop, reason = "see above")]
 
 use super::super::lanes::{Kernel, LANES, Lanes};
-use super::super::pack::{Bf16Step, F32Step, Int8Step, PackedStep};
+use super::super::pack::{Bf16Step, F32Step, Int4Step, Int8Step, PackedStep};
 use super::stage::INT8_WORDS;
 use super::{Row, tile_height};
 
@@ -167,29 +167,74 @@ impl Step for Int8Step {
         x: &[[u32; R]],
         acc: &mut [[Row; R]; P],
     ) {
-        let mut sums = load_sums(lanes, acc);
-        let (x, _) = x.as_chunks::<INT8_WORDS>();
-        let mut blocks = panels;
-        for panel in &mut blocks {
-            *panel = &panel[..x.len()];
-        }
-        for (b, x) in x.iter().enumerate() {
-            for p in 0..P {
-                let block = &blocks[p][b];
-                lanes.prefetch(block, AHEAD);
-                let dots = int8_dots(lanes, block, x);
-                for r in 0..R {
-                    let scale = lanes.splat(f32::from_bits(x[0][r]));
-                    for half in 0..2 {
-                        let scale = lanes.mul(lanes.load(&block.scales[half]), scale);
-                        let dot = lanes.to_f32(dots[r][half]);
-                        sums[p][r][half] = lanes.fma(scale, dot, sums[p][r][half]);
-                    }
+        int_tile(
+            lanes,
+            panels,
+            x,
+            acc,
+            #[inline(always)]
+            |block, x| (&block.scales, int8_dots(lanes, block, x)),
+        );
+    }
+}
+
+impl Step for Int4Step {
+    const WORDS: usize = INT8_WORDS;
+
+    #[inline(always)]
+    fn rows<L: Lanes>() -> usize {
+        L::INT_ROWS
+    }
+
+    #[inline(always)]
+    fn tile<L: Lanes, const R: usize, const P: usize>(
+        lanes: L,
+        panels: [&[Self]; P],
+        x: &[[u32; R]],
+        acc: &mut [[Row; R]; P],
+    ) {
+        int_tile(
+            lanes,
+            panels,
+            x,
+            acc,
+            #[inline(always)]
+            |block, x| (&block.scales, int4_dots(lanes, block, x)),
+        );
+    }
+}
+
+/// The tile of an integer precision; `dots` gives a block's scales and products.
+#[inline(always)]
+fn int_tile<'a, L: Lanes, S, const R: usize, const P: usize>(
+    lanes: L,
+    panels: [&'a [S]; P],
+    x: &[[u32; R]],
+    acc: &mut [[Row; R]; P],
+    dots: impl Fn(&'a S, &[[u32; R]; INT8_WORDS]) -> (&'a [[f32; LANES]; 2], [[L::I; 2]; R]),
+) {
+    let mut sums = load_sums(lanes, acc);
+    let (x, _) = x.as_chunks::<INT8_WORDS>();
+    let mut blocks = panels;
+    for panel in &mut blocks {
+        *panel = &panel[..x.len()];
+    }
+    for (b, x) in x.iter().enumerate() {
+        for p in 0..P {
+            let block = &blocks[p][b];
+            lanes.prefetch(block, AHEAD);
+            let (scales, dots) = dots(block, x);
+            for r in 0..R {
+                let scale = lanes.splat(f32::from_bits(x[0][r]));
+                for half in 0..2 {
+                    let scale = lanes.mul(lanes.load(&scales[half]), scale);
+                    let dot = lanes.to_f32(dots[r][half]);
+                    sums[p][r][half] = lanes.fma(scale, dot, sums[p][r][half]);
                 }
             }
         }
-        store_sums(lanes, &sums, acc);
     }
+    store_sums(lanes, &sums, acc);
 }
 
 /// Exact integer dot products of a block: they start from what undoes the weights' offset.
@@ -210,6 +255,31 @@ fn int8_dots<L: Lanes, const R: usize>(
             let bytes = lanes.splat_i(x[2 + g][r] as i32);
             dots[r][0] = lanes.dot4(dots[r][0], low, bytes);
             dots[r][1] = lanes.dot4(dots[r][1], high, bytes);
+        }
+    }
+    dots
+}
+
+/// The same of a block of four bits, whose offset is a sixteenth.
+#[inline(always)]
+fn int4_dots<L: Lanes, const R: usize>(
+    lanes: L,
+    block: &Int4Step,
+    x: &[[u32; R]; INT8_WORDS],
+) -> [[L::I; 2]; R] {
+    let mut dots = [[lanes.splat_i(0); 2]; R];
+    for r in 0..R {
+        dots[r] = [lanes.splat_i(x[1][r] as i32 >> 4); 2];
+    }
+    for g in 0..4 {
+        for half in 0..2 {
+            let (low, high) = lanes.nibbles(lanes.load_bytes(&block.bytes[g][half]));
+            for r in 0..R {
+                let first = lanes.splat_i(x[2 + 2 * g][r] as i32);
+                let second = lanes.splat_i(x[3 + 2 * g][r] as i32);
+                dots[r][half] = lanes.dot4(dots[r][half], low, first);
+                dots[r][half] = lanes.dot4(dots[r][half], high, second);
+            }
         }
     }
     dots

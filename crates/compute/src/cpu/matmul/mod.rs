@@ -12,7 +12,7 @@ mod kernel;
 mod stage;
 
 use super::lanes::{LANES, Simd};
-use super::pack::{Bf16Step, CpuMatrix, F32Step, Int8Step, PANEL, Panels};
+use super::pack::{Bf16Step, CpuMatrix, F32Step, Int4Step, Int8Step, PANEL, Panels};
 use super::team::{Disjoint, Team};
 use super::tensor::CpuTensor;
 use crate::check::{Check, filled};
@@ -111,6 +111,9 @@ fn run_jobs(
             }
             Panels::Int8(steps) => {
                 products::<Int8Step>(context.simd, steps, segment, job, stage, acc)
+            }
+            Panels::Int4(steps) => {
+                products::<Int4Step>(context.simd, steps, segment, job, stage, acc)
             }
         }
         write(context.simd, segment, job, acc, (&shared, columns));
@@ -227,12 +230,12 @@ fn overlaps(segments: &[Segment<'_, CpuMatrix>]) -> usize {
     count
 }
 
-/// The precision as a number, to sort by.
+/// How a precision takes activations, as a number to sort by.
 fn rank(precision: Precision) -> u8 {
     match precision {
         Precision::F32 => 0,
         Precision::Bf16 => 1,
-        Precision::Int8 => 2,
+        Precision::Int8 | Precision::Int4 => 2,
     }
 }
 

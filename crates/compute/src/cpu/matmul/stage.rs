@@ -1,8 +1,8 @@
 //! Activations, converted and laid out as the kernels read them.
 //!
 //! A tile of `h` rows is `[words][h]` of 32-bit words. In `F32` and `Bf16` there is a word per
-//! inner position: the f32 value (rounded to bfloat16 in `Bf16`). In `Int8` a block of 32 takes
-//! ten: its scale, -128 times the sum of its bytes (which undoes the offset of the packed
+//! inner position: the f32 value (rounded to bfloat16 in `Bf16`). In `Int8` and `Int4` a block of
+//! 32 takes ten: its scale, -128 times the sum of its bytes (which undoes the offset of the packed
 //! weights), and eight groups of four bytes.
 
 use super::super::lanes::{Kernel, Lanes, Simd};
@@ -21,7 +21,10 @@ pub(super) const INT8_WORDS: usize = 10;
 /// Rows in a full tile.
 pub(super) fn tile_rows(simd: Simd, precision: Precision) -> usize {
     let (float, int) = simd.tile_rows();
-    if precision == Precision::Int8 { int } else { float }
+    match precision {
+        Precision::F32 | Precision::Bf16 => float,
+        Precision::Int8 | Precision::Int4 => int,
+    }
 }
 
 /// A rectangle of the activations in one precision; segments that read the same one share it.
@@ -54,7 +57,7 @@ impl Plan {
             let index = *known.entry(key).or_insert_with(|| {
                 let words = match precision {
                     Precision::F32 | Precision::Bf16 => inputs.next_multiple_of(2),
-                    Precision::Int8 => inputs.div_ceil(32) * INT8_WORDS,
+                    Precision::Int8 | Precision::Int4 => inputs.div_ceil(32) * INT8_WORDS,
                 };
                 let (tile, offset) = (tile_rows(simd, precision), plan.words);
                 plan.words = plan
@@ -129,7 +132,7 @@ impl Kernel for Stage<'_> {
                 Precision::Bf16 => {
                     copy(values, r, height, to, |v| from_bf16(to_bf16(v)).to_bits());
                 }
-                Precision::Int8 => copy_int8(values, r, height, to),
+                Precision::Int8 | Precision::Int4 => copy_int8(values, r, height, to),
             }
         }
     }
