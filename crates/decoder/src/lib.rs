@@ -9,6 +9,7 @@ mod attention;
 mod checkpoint;
 mod feed_forward;
 mod forward;
+mod kept;
 mod latent;
 mod layout;
 mod load;
@@ -18,6 +19,7 @@ mod stored;
 mod weights;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
-pub use forward::{Decoder, ForwardError, Logits};
+pub use forward::{Decoder, ForwardError, Logits, Place};
+pub use kept::Kept;
 pub use load::{CacheSize, LoadError, LoadProgress, RankShape};
 pub use stored::StoredTensor;

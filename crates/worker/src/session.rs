@@ -108,6 +108,7 @@ impl Session {
     async fn watch(&self, lease: Arc<Lease>) {
         loop {
             tokio::time::sleep(lease.left().max(RETRY)).await;
+            self.groups.tidy();
             if lease.left().is_zero() && !self.groups.is_empty() {
                 tracing::warn!("the lease ran out: this worker lets go of its groups");
                 let groups = Arc::clone(&self.groups);

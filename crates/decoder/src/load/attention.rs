@@ -7,7 +7,8 @@ use model::{Attention, Grouped, Latent, Part};
 
 use super::{LoadError, Loader, Ropes};
 use crate::layout::Runs;
-use crate::weights::{AttentionWeights, GroupedWeights, LatentWeights, Piece};
+use crate::kept::Key;
+use crate::weights::{AttentionWeights, GroupedWeights, LatentWeights, Packed, Piece};
 
 impl<D: Device> Loader<'_, D> {
     /// What makes each head's output, and the projection back by own stripe.
@@ -181,7 +182,8 @@ impl<D: Device> Loader<'_, D> {
         part: Part,
         rows: Range<usize>,
         columns: Range<usize>,
-    ) -> Result<D::Matrix, LoadError> {
+    ) -> Result<Packed<D>, LoadError> {
+        let key = Key::new(layer, part, (&rows, &columns), true);
         let tensor = self.checkpoint.tensor(layer, part)?;
         let source = tensor.turned(rows, columns).ok_or_else(|| LoadError::Pack {
             tensor: tensor.name.to_owned(),
@@ -192,7 +194,7 @@ impl<D: Device> Loader<'_, D> {
                 expected: 1,
             },
         })?;
-        self.pack_source(&tensor, &source, self.precision)
+        self.pack_source(key, &tensor, &source, self.precision)
     }
 }
 

@@ -102,6 +102,14 @@ impl Processes {
         }
     }
 
+    /// Ends a child at once, without a chance to say goodbye, and takes it off the list.
+    pub(crate) async fn kill(&mut self, name: &str) -> anyhow::Result<()> {
+        let at = self.children.iter().position(|(known, _)| known == name);
+        let at = at.with_context(|| format!("there is no {name} to kill"))?;
+        let (_, mut child) = self.children.remove(at);
+        child.kill().await.with_context(|| format!("the {name} cannot be killed"))
+    }
+
     /// Waits until any child ends, which none should.
     pub(crate) async fn first_to_end(&mut self) -> anyhow::Error {
         loop {
