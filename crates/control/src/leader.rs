@@ -14,7 +14,7 @@ mod repairs;
 
 use std::collections::BTreeMap;
 
-use cluster::{ClusterState, Command, Epoch, Event, GroupId, NodeInfo, Observation, Rejected};
+use cluster::{ClusterState, Command, Epoch, Event, GroupId, NodeInfo, Rejected};
 use planner::NodeId;
 use wire::{Held, Order, Report};
 

@@ -33,7 +33,8 @@ struct Victim {
     name: String,
     node: u64,
     stripes: Vec<u32>,
-    weight_bytes: u64,
+    /// What it had read of the model's files.
+    bytes: u64,
 }
 
 /// What came of it.
@@ -83,11 +84,12 @@ fn victim(status: &pb::StatusReply) -> Option<Victim> {
     let group = status.groups.iter().find(|group| group.phase == "serving")?;
     let rank = group.plan.as_ref()?.ranks.first()?;
     let node = status.nodes.iter().find(|node| node.node == rank.node)?;
+    let loaded = group.progress.iter().find(|one| one.rank == rank.rank);
     Some(Victim {
         name: node.name.clone(),
         node: rank.node,
         stripes: rank.stripes.clone(),
-        weight_bytes: rank.weight_bytes,
+        bytes: loaded.map_or(0, |one| one.bytes_read),
     })
 }
 
@@ -240,7 +242,7 @@ fn as_json(outcome: &Outcome, same: bool) -> serde_json::Value {
         "killed": outcome.victim.name,
         "ranks_left": outcome.ranks_left,
         "pause_ms": milliseconds(outcome.pause),
-        "bytes_lost": outcome.victim.weight_bytes,
+        "bytes_lost": outcome.victim.bytes,
         "bytes_read_again": outcome.bytes_read,
         "timeline": timeline.collect::<Vec<_>>(),
     })
@@ -260,12 +262,12 @@ fn tale(outcome: &Outcome, same: bool) -> Vec<String> {
     }
     lines.push(String::new());
     lines.push(format!(
-        "The client waited {:.0} ms and saw no error. {} ranks are left; they read {} KiB, \
-         {} KiB were lost.",
+        "The client waited {:.0} ms and saw no error. {} ranks are left. {} KiB of the model went \
+         with the worker; {} KiB were read again.",
         milliseconds(outcome.pause),
         outcome.ranks_left,
+        outcome.victim.bytes >> 10,
         outcome.bytes_read >> 10,
-        outcome.victim.weight_bytes >> 10,
     ));
     lines.push(format!("  undisturbed  {:.32}", outcome.digests[0]));
     lines.push(format!("  disturbed    {:.32}", outcome.digests[1]));

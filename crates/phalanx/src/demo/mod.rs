@@ -44,7 +44,8 @@ pub(crate) async fn run(args: args::Demo) -> anyhow::Result<()> {
         args.workers
     );
     let shutdown = process::shutdown(false)?;
-    let mut processes = Processes::new()?;
+    // Where workers are killed on purpose, the others need not complain about it.
+    let mut processes = Processes::new(if args.chaos { "off" } else { "error" })?;
     let shown = tokio::select! {
         result = tell(&args, &model, &mut processes) => result,
         () = shutdown.cancelled() => Ok(()),

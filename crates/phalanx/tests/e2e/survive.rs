@@ -344,3 +344,27 @@ fn a_worker_that_stands_still_is_left_behind_and_nothing_of_it_is_shown() {
     println!("{answers} answers");
     ward.whole();
 }
+
+#[test]
+fn a_node_is_drained_and_taken_back_without_a_failed_request() {
+    let ward = Ward::start(2, 1);
+    let http = ward.http();
+    let gold = gold(&http);
+    let clients = Clients::start(&http, &gold, 4);
+    let at = ward.coordinator.cluster();
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(300));
+        let name = format!("worker-{}", ward.holders()[0] + 1);
+        let drained = ward.ground.operate(&at, &["drain", &name]);
+        assert!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
+        http.wait("to move its ranks", || {
+            let holders = ward.holders();
+            holders.len() == 2 && !holders.iter().any(|one| format!("worker-{}", one + 1) == name)
+        });
+        let undone = ward.ground.operate(&at, &["drain", &name, "--undo"]);
+        assert!(undone.status.success(), "{}", String::from_utf8_lossy(&undone.stderr));
+    }
+    let before = clients.count();
+    http.wait("to go on", || clients.count() > before || clients.broken());
+    println!("{} answers", clients.end().0);
+}
