@@ -285,7 +285,6 @@ pub fn load(
         read = progress.bytes_read;
         true
     };
-    let decoder =
-        Decoder::load_after(&mut before, device, spec, shape, checkpoint, &mut progress);
+    let decoder = Decoder::load_after(&mut before, device, spec, shape, checkpoint, &mut progress);
     (decoder.expect("a rank that loads"), read)
 }

@@ -11,14 +11,8 @@ use tests::golden;
 use tests::group::{Setup, greedy, load, run};
 
 /// One of each: dense, experts, latent attention, shared experts, sinks and MXFP4, FP8.
-const MODELS: [&str; 6] = [
-    "llama3",
-    "llama-kv2-oddvocab",
-    "mixtral",
-    "deepseek-v3",
-    "deepseek-v2-lite",
-    "gpt-oss-mxfp4",
-];
+const MODELS: [&str; 6] =
+    ["llama3", "llama-kv2-oddvocab", "mixtral", "deepseek-v3", "deepseek-v2-lite", "gpt-oss-mxfp4"];
 
 #[test]
 fn only_what_is_missing_is_read() {
@@ -88,14 +82,8 @@ fn weights_of_another_form_or_a_load_that_is_stopped() {
     let shape = RankShape { stripes: 8, plan: &plan, compute: ComputeType::F32, cache };
     let device = CpuDevice::new(1, None).expect("a CPU device");
     let spec = Arc::clone(&golden.spec);
-    let stopped = Decoder::load_after(
-        &mut before,
-        device,
-        spec,
-        shape,
-        &golden.checkpoint,
-        &mut |_| false,
-    );
+    let stopped =
+        Decoder::load_after(&mut before, device, spec, shape, &golden.checkpoint, &mut |_| false);
     assert!(matches!(stopped, Err(LoadError::Stopped)));
     let kept = before.expect("what it had");
     let (_, rest) = read(&setup, &[0, 1, 2], Some(kept));

@@ -275,12 +275,7 @@ impl<'a> Room<'a> {
     }
 
     /// A plan for that many ranks over free devices.
-    fn plan(
-        &self,
-        wish: &Deployment,
-        model: &Model,
-        ranks: usize,
-    ) -> Result<ShardPlan, PlanError> {
+    fn plan(&self, wish: &Deployment, model: &Model, ranks: usize) -> Result<ShardPlan, PlanError> {
         let free = self.free(wish);
         let made = plan(&model.spec, &specs(&free), &limits(wish, model, ranks))?;
         Ok(named(made, &free))
@@ -331,12 +326,7 @@ impl<'a> Room<'a> {
 
     /// `before` without the devices that are gone, and with spare ones in their place as far as
     /// there are any. None where nothing of it is there, or what is there has no room.
-    fn repaired(
-        &self,
-        wish: &Deployment,
-        model: &Model,
-        before: &ShardPlan,
-    ) -> Option<ShardPlan> {
+    fn repaired(&self, wish: &Deployment, model: &Model, before: &ShardPlan) -> Option<ShardPlan> {
         if before.stripes != wish.stripe_count(&model.spec) {
             return None;
         }

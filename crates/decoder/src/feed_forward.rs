@@ -23,7 +23,8 @@ impl<D: Device> Decoder<D> {
         device.rms_norm(&s.x, &w.feed_forward_norm, eps, &mut s.h)?;
         let norm = w.feed_forward_post_norm.as_deref();
         let scale = self.spec.branch_scale;
-        let mut after = After { place: Place::FeedForward { layer }, hidden, bias: None, norm, scale, eps };
+        let mut after =
+            After { place: Place::FeedForward { layer }, hidden, bias: None, norm, scale, eps };
         match &w.feed_forward {
             FeedForwardWeights::Dense { network, down_bias } => {
                 gated(device, s, Source::Dense, &[(network, 0..rows)], hidden)?;

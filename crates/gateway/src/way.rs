@@ -122,11 +122,7 @@ impl Ways {
     }
 
     /// A sequence on that group or none.
-    pub(crate) async fn try_one(
-        &self,
-        route: &Route,
-        request: pb::GenerateRequest,
-    ) -> Option<Way> {
+    pub(crate) async fn try_one(&self, route: &Route, request: pb::GenerateRequest) -> Option<Way> {
         self.take(route, request).await.ok()
     }
 

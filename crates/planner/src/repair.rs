@@ -123,12 +123,7 @@ fn give(
     Ok(())
 }
 
-fn no_room(
-    scale: &Scale,
-    holders: &mut [Holder<'_>],
-    stripe: usize,
-    stripes: usize,
-) -> PlanError {
+fn no_room(scale: &Scale, holders: &mut [Holder<'_>], stripe: usize, stripes: usize) -> PlanError {
     let shortage = |holder: &mut Holder<'_>| {
         holder.stripes.push(stripe);
         let (needed, available) = (scale.needed(holder), holder.spec.memory_bytes);
@@ -150,9 +145,8 @@ fn level(scale: &Scale, holders: &mut [Holder<'_>]) {
         // From its end, so that what stays is one run where it was one.
         let Some(&stripe) = holders[slowest].stripes.iter().max() else { return };
         let limit = now(&holders[slowest]);
-        let helps = |holder: &Holder<'_>| {
-            holder.fresh && time(holder, holder.stripes.len() + 1) < limit
-        };
+        let helps =
+            |holder: &Holder<'_>| holder.fresh && time(holder, holder.stripes.len() + 1) < limit;
         let taker = holders.iter().position(|one| helps(one) && scale.fits(one, stripe));
         let Some(taker) = taker else { return };
         holders[slowest].stripes.retain(|&other| other != stripe);

@@ -67,8 +67,7 @@ impl Generate {
             logprobs: top("logprobs", wire.logprobs)?,
             prompt_logprobs: top("prompt_logprobs", wire.prompt_logprobs)?,
         };
-        let so_far =
-            Resume { generated: wire.generated, scored: size("scored", wire.scored)? };
+        let so_far = Resume { generated: wire.generated, scored: size("scored", wire.scored)? };
         let (group, epoch) = (GroupId(wire.group), Epoch(wire.epoch));
         Ok(Self { group, epoch, request_id: wire.request_id, request, so_far })
     }

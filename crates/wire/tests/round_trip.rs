@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use cluster::{Deployment, Epoch, GroupId, NodeInfo};
 use engine::{
-    BlockId, Event, FinishReason, Request, Resume, Sampled, Sampling, SeqId, Step, StepEntry, StopRules,
-    TokenLogprobs, Want,
+    BlockId, Event, FinishReason, Request, Resume, Sampled, Sampling, SeqId, Step, StepEntry,
+    StopRules, TokenLogprobs, Want,
 };
 use model::{ComputeType, ModelSpec};
 use planner::{DeviceSpec, Limits, NodeId, NodeSpec, plan};

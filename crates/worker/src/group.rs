@@ -19,8 +19,8 @@ use wire::{FormGroup, Held, Report};
 
 use crate::followers::{Fanout, Here};
 use crate::leader::{Command, Leader};
-use crate::rank::{Failure, Formation, Meeting, Setup, StepDone, Stop, follow};
 use crate::pulse::Pulse;
+use crate::rank::{Failure, Formation, Meeting, Setup, StepDone, Stop, follow};
 use crate::shelf::Shelf;
 use crate::watchdog::Watchdog;
 
@@ -140,7 +140,12 @@ impl Groups {
     }
 
     /// What a rank of a group at an epoch does, if it is here.
-    pub(crate) fn pulse(&self, group: GroupId, epoch: Epoch, rank: usize) -> Result<Pulse, NoGroup> {
+    pub(crate) fn pulse(
+        &self,
+        group: GroupId,
+        epoch: Epoch,
+        rank: usize,
+    ) -> Result<Pulse, NoGroup> {
         let missing = NoGroup::OtherRank { group, rank };
         self.with(group, epoch, |hosted| hosted.pulses.get(&rank).cloned().ok_or(missing))
     }
@@ -207,7 +212,8 @@ impl Groups {
                     let reason = format!("its thread cannot be started: {error}");
                     let FormGroup { group, epoch, .. } = formation.order;
                     // The session that listens may have ended already.
-                    let _ = reports.send(Report::Failed { group, epoch, rank, reason, blames: None });
+                    let _ =
+                        reports.send(Report::Failed { group, epoch, rank, reason, blames: None });
                 }
             }
         }

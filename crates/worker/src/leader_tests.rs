@@ -44,7 +44,14 @@ fn rank(context: usize) -> (Arc<ModelSpec>, Rank) {
     let decoder = Decoder::load(device, Arc::clone(&spec), shape, &checkpoint, &mut |_| true);
     let link = local::links(1, Membership { group: 1, epoch: 1 }).remove(0);
     let collective = TreeCollective::new(Box::new(link), 8, vec![stripes]).expect("a partition");
-    (spec, Rank { decoder: decoder.expect("a decoder"), collective: Box::new(collective), pulse: Pulse::default() })
+    (
+        spec,
+        Rank {
+            decoder: decoder.expect("a decoder"),
+            collective: Box::new(collective),
+            pulse: Pulse::default(),
+        },
+    )
 }
 
 fn start() -> (mpsc::Sender<Command>, JoinHandle<GroupGone>) {
@@ -127,7 +134,9 @@ fn the_end_of_a_group_is_told_to_every_open_sequence() {
     let (commands, leader) = start();
     let (_, mut first) = submit(&commands, 400);
     let (_, mut second) = submit(&commands, 400);
-    commands.send(Command::Failed { reason: "rank 2 is gone".to_owned(), blames: Some(2) }).expect("a leader");
+    commands
+        .send(Command::Failed { reason: "rank 2 is gone".to_owned(), blames: Some(2) })
+        .expect("a leader");
     let gone = leader.join().expect("a leader that ends");
     assert_eq!(gone.reason, "rank 2 is gone");
     for incoming in [&mut first, &mut second] {

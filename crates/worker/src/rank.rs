@@ -227,8 +227,7 @@ impl Setup {
         self.pulse.ready(self.spec.layers.len(), link.abort_handle());
         let link = Box::new(Watched { inner: link, pulse: self.pulse.clone() });
         let owners = plan.ranks.iter().map(|r| r.stripes.clone()).collect();
-        let collective =
-            TreeCollective::new(link, plan.stripes, owners).map_err(Failure::own)?;
+        let collective = TreeCollective::new(link, plan.stripes, owners).map_err(Failure::own)?;
         Ok(Box::new(Counted { inner: Box::new(collective), pulse: self.pulse.clone() }))
     }
 }

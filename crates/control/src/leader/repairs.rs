@@ -69,7 +69,8 @@ impl Leader {
             match event {
                 Event::GroupFenced { group, nodes, .. } => {
                     let mut nodes = nodes.iter();
-                    let there = nodes.any(|node| !fresh.contains(node) && self.there(cluster, *node));
+                    let there =
+                        nodes.any(|node| !fresh.contains(node) && self.there(cluster, *node));
                     let wait = if there { 0 } else { self.timing.takeover };
                     self.repairs.narrow.insert(*group, self.now + wait);
                 }

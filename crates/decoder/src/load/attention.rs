@@ -6,8 +6,8 @@ use compute::{Device, DeviceError, HeadMap};
 use model::{Attention, Grouped, Latent, Part};
 
 use super::{LoadError, Loader, Ropes};
-use crate::layout::Runs;
 use crate::kept::Key;
+use crate::layout::Runs;
 use crate::weights::{AttentionWeights, GroupedWeights, LatentWeights, Packed, Piece};
 
 impl<D: Device> Loader<'_, D> {

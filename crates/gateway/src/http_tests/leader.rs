@@ -245,7 +245,8 @@ impl Worker for FakeLeader {
         Ok(Response::new(pb::PulseReply { steps, stalled, ..Default::default() }))
     }
 
-    async fn counts(        &self,
+    async fn counts(
+        &self,
         request: Request<pb::CountsRequest>,
     ) -> Result<Response<pb::CountsReply>, Status> {
         let request = request.into_inner();

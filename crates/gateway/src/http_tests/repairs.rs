@@ -24,8 +24,11 @@ fn requests() -> Vec<(&'static str, Value)> {
                           "include_stop_str_in_output": true, "min_tokens": 3})),
         completion(json!({"prompt": "abc", "max_tokens": 1})),
         ("/v1/chat/completions", json!({"messages": message, "max_tokens": 12})),
-        ("/v1/chat/completions", json!({"messages": message, "max_tokens": 12, "n": 2,
-                                        "logprobs": true, "top_logprobs": 2})),
+        (
+            "/v1/chat/completions",
+            json!({"messages": message, "max_tokens": 12, "n": 2,
+                                        "logprobs": true, "top_logprobs": 2}),
+        ),
     ];
     let streamed: Vec<_> = all
         .iter()

@@ -26,8 +26,7 @@ impl Ward {
     /// A group of `ranks` ranks, and spare workers.
     fn start(ranks: usize, spares: usize) -> Self {
         let (ground, model) = (Ground::new(), demo_model());
-        let coordinator =
-            ground.founder(&model, "127.0.0.1:0", &["--ranks", &ranks.to_string()]);
+        let coordinator = ground.founder(&model, "127.0.0.1:0", &["--ranks", &ranks.to_string()]);
         let at = coordinator.cluster();
         let name = |number: usize| format!("worker-{}", number + 1);
         let workers = (0..ranks + spares)
@@ -113,27 +112,30 @@ fn requests() -> Vec<(&'static str, Value)> {
                           "temperature": 0.7, "top_k": 40, "seed": 5, "logprobs": 0})),
         completion(json!({"prompt": "Now is the winter of", "max_tokens": 150, "temperature": 0.8,
                           "seed": 3, "stop": ["the k", " lord", "zz"], "min_tokens": 60})),
-        ("/v1/chat/completions", json!({"messages": chat, "max_tokens": 110, "temperature": 0.8,
+        (
+            "/v1/chat/completions",
+            json!({"messages": chat, "max_tokens": 110, "temperature": 0.8,
                           "seed": 9, "repetition_penalty": 1.2, "frequency_penalty": 0.4,
-                          "presence_penalty": 0.3})),
-        ("/v1/chat/completions", json!({"messages": chat, "max_tokens": 90, "n": 2, "seed": 21,
-                          "temperature": 1.0, "logprobs": true, "top_logprobs": 4})),
+                          "presence_penalty": 0.3}),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({"messages": chat, "max_tokens": 90, "n": 2, "seed": 21,
+                          "temperature": 1.0, "logprobs": true, "top_logprobs": 4}),
+        ),
     ];
     for (_, body) in &mut all {
         body["model"] = json!("demo");
         body["ignore_eos"] = json!(true);
     }
-    let streamed: Vec<_> = all
-        .iter()
-        .map(|(path, body)| {
-            let mut body = body.clone();
-            body["stream"] = json!(true);
-            body["stream_options"] = json!({"include_usage": true});
-            (*path, body)
-        })
-        .collect();
-    all.extend(streamed);
-    all
+    // Each streamed and whole, side by side.
+    let both = |(path, body): (&'static str, Value)| {
+        let mut streamed = body.clone();
+        streamed["stream"] = json!(true);
+        streamed["stream_options"] = json!({"include_usage": true});
+        [(path, streamed), (path, body)]
+    };
+    all.into_iter().flat_map(both).collect()
 }
 
 /// When something was awaited, and until when.
@@ -275,14 +277,19 @@ fn kills(ward: &mut Ward, kills: usize, seed: u64) -> Toll {
     Toll { answers, pauses }
 }
 
+/// Of ascending times: the one that so many per cent do not exceed.
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    let last = sorted.len().saturating_sub(1);
+    sorted.get(last * percent / 100).copied().unwrap_or_default()
+}
+
 fn print(what: &str, toll: &Toll, http: &Http) {
-    let at = |share: f64| toll.pauses[((toll.pauses.len() - 1) as f64 * share) as usize];
     println!(
-        "{what}: {} answers, pauses p50 {:?} p99 {:?} max {:?}, {} sequences resumed",
+        "{what}: {} answers, {} kills under streams, pauses p50 {:?} p99 {:?}, {} sequences resumed",
         toll.answers,
-        at(0.5),
-        at(0.99),
-        at(1.0),
+        toll.pauses.len(),
+        percentile(&toll.pauses, 50),
+        percentile(&toll.pauses, 99),
         http.metric("phalanx_sequences_resumed_total"),
     );
 }
@@ -301,7 +308,8 @@ fn killed_workers_are_pauses_and_the_bytes_are_the_same() {
 #[ignore = "takes minutes"]
 fn two_hundred_kills() {
     let mut all = Vec::new();
-    for (ranks, spares, count) in [(2, 0, 34), (2, 1, 34), (3, 0, 33), (3, 1, 33), (4, 0, 33), (4, 1, 33)]
+    for (ranks, spares, count) in
+        [(2, 0, 34), (2, 1, 34), (3, 0, 33), (3, 1, 33), (4, 0, 33), (4, 1, 33)]
     {
         let mut ward = Ward::start(ranks, spares);
         let toll = kills(&mut ward, count, 7 + ranks as u64 * 10 + spares as u64);
@@ -310,8 +318,8 @@ fn two_hundred_kills() {
         all.extend(toll.pauses);
     }
     all.sort();
-    let at = |share: f64| all[((all.len() - 1) as f64 * share) as usize];
-    println!("all: {} kills hit streams, p50 {:?}, p99 {:?}", all.len(), at(0.5), at(0.99));
+    let (p50, p99) = (percentile(&all, 50), percentile(&all, 99));
+    println!("all: {} kills hit streams, p50 {p50:?}, p99 {p99:?}", all.len());
 }
 
 /// Sends a signal to a process.
