@@ -51,7 +51,7 @@ proptest! {
         max_tokens in 0usize..24,
         early in 0usize..24,
         stop_ids in prop::collection::vec(0u32..97, 0..6),
-        (logprobs, prompt_logprobs): (bool, bool),
+        (logprobs, prompt_logprobs) in any::<(bool, bool)>(),
     ) {
         let mut request = request(&prompt, max_tokens);
         request.stop.min_tokens = early.min(max_tokens);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cluster::{Epoch, GroupId, Route};
 use engine::{Event, FinishReason, Request, Resume, Sampled, TokenLogprobs};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 use wire::Generate;
 
 use crate::detokenizer::Detokenizer;
@@ -110,6 +111,8 @@ pub(crate) struct Sequence {
     way: Option<Way>,
     /// Groups that were lost since the last token, this sequence among their work.
     lost: Vec<Route>,
+    /// Since when it looks for a group, if no token came since.
+    since: Option<Instant>,
     /// Held while it is under suspicion, until it gets on.
     alone: Option<OwnedSemaphorePermit>,
     text: TextRules,
@@ -135,6 +138,7 @@ impl Sequence {
             context,
             way: None,
             lost: Vec::new(),
+            since: None,
             alone: None,
             detokenizer: Detokenizer::new(tokenizer, job.text.skip_special),
             matcher,
@@ -157,8 +161,9 @@ impl Sequence {
         let request_id = self.context.request_id.clone();
         let generate = Generate { group, epoch, request_id, request, so_far };
         let deployment = &self.context.deployment;
-        let search = Search { deployment, resumed, generate };
         let ways = Arc::clone(&self.context.ways);
+        let until = ways.until(self.since.unwrap_or_else(Instant::now));
+        let search = Search { deployment, resumed, until, generate };
         self.way = Some(ways.find(search).await?);
         Ok(())
     }
@@ -200,6 +205,7 @@ impl Sequence {
         let lost = way.route.clone();
         drop(way);
         self.context.meter.lost();
+        let since = *self.since.get_or_insert_with(Instant::now);
         // A connection that broke is no fault of the sequence; a group that is gone may be.
         let gone = self.context.ways.settle(&lost).await;
         if !self.lost.contains(&lost) {
@@ -215,7 +221,8 @@ impl Sequence {
             }
             if self.alone.is_none() {
                 tracing::warn!(request = self.context.request_id, "a request is under suspicion");
-                self.alone = Some(self.context.ways.quarantine().await?);
+                let until = self.context.ways.until(since);
+                self.alone = Some(self.context.ways.quarantine(until).await?);
             }
         }
         self.find(true).await
@@ -264,6 +271,7 @@ impl Sequence {
         let id = sampled.token;
         self.log.so_far.generated.push(id);
         self.lost.clear();
+        self.since = None;
         self.alone = None;
         self.context.meter.token();
         // A prompt with logprobs is shown once all of those are in, which is now.

@@ -40,6 +40,16 @@ struct Seen {
     computed: Option<Instant>,
 }
 
+impl Seen {
+    /// Whether the cluster's state is still what was looked at: that costs nothing to know.
+    fn holds(&self, ways: &Ways, deployment: &str) -> bool {
+        match &self.route {
+            Some(route) => ways.view().stands(route),
+            None => ways.route(deployment).is_err(),
+        }
+    }
+}
+
 impl Health {
     /// Whether a deployment would answer, or in words for an operator why not.
     ///
@@ -48,7 +58,7 @@ impl Health {
     pub(crate) async fn check(&self, ways: &Ways, deployment: &str) -> Result<(), ApiError> {
         let mut last = self.last.lock().await;
         let seen = match last.take() {
-            Some(seen) if seen.at.elapsed() < FRESH => seen,
+            Some(seen) if seen.at.elapsed() < FRESH && seen.holds(ways, deployment) => seen,
             before => look(ways, deployment, before).await,
         };
         let verdict = seen.verdict.clone();

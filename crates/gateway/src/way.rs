@@ -54,6 +54,8 @@ pub(crate) struct Search<'a> {
     pub(crate) deployment: &'a str,
     /// It had a group and lost it: whatever it takes, it is to go on.
     pub(crate) resumed: bool,
+    /// When it is too late.
+    pub(crate) until: Instant,
     /// The token log, not addressed to a group yet.
     pub(crate) generate: Generate,
 }
@@ -133,9 +135,12 @@ impl Ways {
     /// # Errors
     /// The request can never be served; or nothing serves, as long as the gateway is patient.
     pub(crate) async fn find(&self, mut search: Search<'_>) -> Result<Way, ApiError> {
-        let until = Instant::now() + self.patience;
+        let until = search.until;
         let mut failed = Failed::new();
         loop {
+            if Instant::now() >= until {
+                return Err(late(&search, None));
+            }
             let change = self.view.change();
             let (routes, why) = self.candidates(&search, &failed)?;
             let Some(route) = self.load.least(routes) else {
@@ -248,10 +253,18 @@ impl Ways {
         routes.iter().filter(|route| !self.view.stands(route)).count()
     }
 
+    /// Until when a sequence that looks for a group since then may go on looking.
+    pub(crate) fn until(&self, since: Instant) -> Instant {
+        since + self.patience
+    }
+
     /// Waits until no other suspect runs.
-    pub(crate) async fn quarantine(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+    pub(crate) async fn quarantine(
+        &self,
+        until: Instant,
+    ) -> Result<OwnedSemaphorePermit, ApiError> {
         let permit = Arc::clone(&self.quarantine).acquire_owned();
-        let permit = tokio::time::timeout(self.patience, permit).await;
+        let permit = tokio::time::timeout_at(until, permit).await;
         permit.map_err(|_| ApiError::interrupted())?.map_err(|_| ApiError::interrupted())
     }
 }

@@ -7,7 +7,8 @@ use super::*;
 
 fn losing(losses: &[usize]) -> Rule {
     let losses = Arc::new(Mutex::new(VecDeque::from(losses.to_vec())));
-    Rule { losses, ..Rule::default() }
+    // Slow enough that a token has arrived before the group ends over the next one.
+    Rule { losses, pace: Duration::from_millis(3), ..Rule::default() }
 }
 
 /// Requests of every kind: whole and streamed, both APIs, everything that is derived from tokens.
@@ -94,7 +95,9 @@ async fn what_was_said_is_passed_on_and_counted() {
     let [first, second] = &server.leader.seen()[..] else { panic!("two attempts") };
     assert_eq!((first.epoch, second.epoch), (9, 10));
     assert!(first.generated.is_empty() && first.scored == 0);
-    assert_eq!(second.generated, first.prompt.iter().copied().cycle().take(3).collect::<Vec<_>>());
+    // What was under way when the epoch ended is refused and computed again.
+    let answer: Vec<u32> = first.prompt.iter().copied().cycle().take(3).collect();
+    assert!(answer.starts_with(&second.generated), "{second:?}");
     assert_eq!(second.scored as usize, first.prompt.len() - 1);
     let metrics = server.get("/metrics").await.text();
     for line in ["phalanx_sequences_resumed_total 1", "phalanx_resume_pause_seconds_count 1"] {
@@ -114,17 +117,23 @@ async fn nothing_of_another_epoch_is_shown() {
     assert!(metrics.lines().any(|one| one == "phalanx_stale_tokens_total 1"), "{metrics}");
     // A group that is fenced and does not know it goes on talking, and faster than the view.
     let server = Server::start(Rule { ghost: Some(7), ..Rule::default() }).await;
-    let view = server.view.clone();
+    let (view, leader) = (server.view.clone(), server.leader.clone());
     let fencing = tokio::spawn(async move {
-        for epoch in 9..60 {
-            tokio::time::sleep(Duration::from_millis(3)).await;
+        let mut epoch = 9;
+        loop {
+            let before = leader.produced();
+            while leader.produced() < before + 250 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             view.fence(epoch);
+            epoch += 1;
         }
     });
     for _ in 0..10 {
         assert_eq!(server.complete(body.clone()).await["choices"], gold["choices"]);
     }
-    fencing.await.expect("fences");
+    fencing.abort();
+    assert!(server.view.get().is_ok_and(|route| route.epoch > Epoch(11)), "nothing was fenced");
 }
 
 #[tokio::test]
