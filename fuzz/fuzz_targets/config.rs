@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use model::{ComputeType, ModelSpec};
-use planner::{DeviceSpec, Limits, NodeId, NodeSpec, stripes};
+use planner::{DeviceSpec, ExpertCut, Limits, NodeId, NodeSpec, stripes};
 
 /// The table of a model with more layers than this takes long and shows nothing new.
 const LAYERS: usize = 64;
@@ -32,15 +32,18 @@ fuzz_target!(|data: &[u8]| {
     if experts.max().is_none_or(|most| most > 256) {
         return;
     }
-    let limits = Limits {
-        stripes: None,
-        ranks: Some(max.min(2)),
-        compute: ComputeType::Int8,
-        kv_blocks: 1 << 20,
-        block_tokens: 16,
-    };
-    if let Ok(plan) = planner::plan(&spec, &nodes, &limits) {
-        assert_eq!(plan.check(&spec), Ok(()));
-        let _ = plan.table(&spec);
+    for cut in ExpertCut::ALL {
+        let limits = Limits {
+            stripes: None,
+            ranks: Some(max.min(2)),
+            experts: cut,
+            compute: ComputeType::Int8,
+            kv_blocks: 1 << 20,
+            block_tokens: 16,
+        };
+        if let Ok(plan) = planner::plan(&spec, &nodes, &limits) {
+            assert_eq!(plan.check(&spec), Ok(()));
+            let _ = plan.table(&spec, cut);
+        }
     }
 });
