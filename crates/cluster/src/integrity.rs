@@ -69,8 +69,8 @@ pub enum IntegrityError {
         /// The limit.
         limit: usize,
     },
-    /// Remembered outcomes contradict their order.
-    #[error("remembered outcomes are out of order")]
+    /// Remembered outcomes contradict their order, or one is longer than any that is made.
+    #[error("remembered outcomes are out of order or too long")]
     Outcomes,
 }
 

@@ -73,16 +73,21 @@ impl Outcomes {
         }
     }
 
-    /// Whether both halves agree and neither is too long.
+    /// Whether both halves are as long as each other and not too long: cheap enough to be asked
+    /// after every command.
     pub(crate) fn sound(&self) -> bool {
-        let known = self.order.iter().all(|id| self.by_request.contains_key(id));
+        self.order.len() == self.by_request.len() && self.order.len() <= OUTCOMES_KEPT
+    }
+
+    /// Whether no text is longer than one that [`ClusterState::apply`] makes: for outcomes that
+    /// come from elsewhere.
+    ///
+    /// [`ClusterState::apply`]: crate::ClusterState::apply
+    pub(crate) fn bounded(&self) -> bool {
         let bounded = |outcome: &Outcome| {
             outcome.as_ref().err().is_none_or(|refusal| refusal.message.len() <= MESSAGE_MAX)
         };
-        known
-            && self.order.len() == self.by_request.len()
-            && self.order.len() <= OUTCOMES_KEPT
-            && self.by_request.values().all(bounded)
+        self.by_request.values().all(bounded)
     }
 }
 

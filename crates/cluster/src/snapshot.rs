@@ -115,6 +115,9 @@ impl ClusterState {
             }
             outcomes.remember(request, outcome);
         }
+        if !outcomes.bounded() {
+            return Err(IntegrityError::Outcomes.into());
+        }
         state.outcomes = outcomes;
         state.check_integrity()?;
         state.check_records()?;
