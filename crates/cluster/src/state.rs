@@ -93,6 +93,12 @@ impl ClusterState {
         given && self.nodes.get(&node).is_none_or(|node| node.standing == Standing::Left)
     }
 
+    /// The greatest node number that was ever given, and who of those was not removed.
+    pub fn roll(&self) -> (u64, BTreeSet<NodeId>) {
+        let present = self.nodes.iter().filter(|(_, node)| node.standing != Standing::Left);
+        (self.last_node, present.map(|(&id, _)| id).collect())
+    }
+
     /// What a client's write was answered, while that is remembered.
     pub fn outcome(&self, request: &RequestId) -> Option<&Outcome> {
         self.outcomes.get(request)

@@ -6,13 +6,16 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use cluster::{ClusterState, Command, Coordinator, Proposal, RequestId};
-use identity::{Expect, IdentityError, KeyRequest, Peer, Tls};
+use identity::{Expect, IdentityError, KeyRequest, Peer, Roll, Tls};
 use planner::NodeId;
+use tokio::sync::mpsc;
 use tonic::Status;
-use wire::{pb, transport};
+use wire::pb;
+use wire::transport::{self, ConnectError};
 
 use crate::authority::Authority;
 use crate::client::{Control, outcome_from_wire};
+use crate::driver::Event;
 use crate::start::ControlConfig;
 
 /// Between two looks.
@@ -25,14 +28,27 @@ const RENEWAL: Duration = Duration::from_secs(30);
 const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Runs as long as the coordinator does.
-pub(crate) async fn run(control: Control, authority: Authority, config: ControlConfig, tls: Tls) {
+pub(crate) async fn run(
+    control: Control,
+    authority: Authority,
+    config: ControlConfig,
+    tls: Tls,
+    events: mpsc::Sender<Event>,
+) {
     let mut view = control.view();
-    let mut refused = BTreeSet::new();
+    let mut roll = Roll::default();
     let mut renewal = Instant::now();
     let mut told = false;
     let began = Instant::now();
+    let mut led = began;
     loop {
         let state = view.borrow_and_update().clone();
+        if control.leadership().leader.is_some() {
+            led = Instant::now();
+        } else if led.elapsed() > PATIENCE {
+            led = Instant::now();
+            tokio::spawn(knock(known(&state, &config), tls.clone(), events.clone()));
+        }
         if !said(&state, control.node(), &config.at) {
             match say(&control, &config, &state, &tls).await {
                 Ok(()) => told = false,
@@ -50,13 +66,14 @@ pub(crate) async fn run(control: Control, authority: Authority, config: ControlC
         {
             renewal = Instant::now() + RENEWAL;
         }
-        let removed = removed(&state);
-        if removed != refused {
-            refused.clone_from(&removed);
+        let (given, present) = state.roll();
+        let now = Roll { given, present: present.into_iter().map(|node| node.0).collect() };
+        if now != roll {
+            roll.clone_from(&now);
             let tls = tls.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(FAREWELL).await;
-                tls.refuse(removed);
+                tls.refuse(now);
             });
         }
         tokio::select! {
@@ -70,6 +87,26 @@ pub(crate) async fn run(control: Control, authority: Authority, config: ControlC
 fn said(state: &ClusterState, node: NodeId, at: &Coordinator) -> bool {
     let entry = state.nodes().get(&node).and_then(|entry| entry.coordinator.as_ref());
     entry == Some(at)
+}
+
+/// Where other coordinators may be.
+fn known(state: &ClusterState, config: &ControlConfig) -> BTreeSet<String> {
+    let members = state.coordinators().map(|(_, at)| at.cluster_address.clone());
+    let known = members.chain(config.known.iter().cloned());
+    known.filter(|address| *address != config.at.cluster_address).collect()
+}
+
+/// Nobody leads, or nobody says so here: perhaps this coordinator was removed while it was off.
+async fn knock(addresses: BTreeSet<String>, tls: Tls, events: mpsc::Sender<Event>) {
+    for address in addresses {
+        let connecting = transport::connect(&address, Expect::AnyCoordinator, &tls);
+        let connected = tokio::time::timeout(PATIENCE, connecting).await;
+        if let Ok(Err(ConnectError::Removed { .. })) = connected {
+            // A driver that has ended needs no telling.
+            let _ = events.send(Event::Removed).await;
+            return;
+        }
+    }
 }
 
 async fn say(
@@ -119,12 +156,6 @@ async fn put(control: &Control, command: Command) -> Result<Result<(), Status>, 
 
 fn draw() -> Result<RequestId, Status> {
     identity::random().map(RequestId).map_err(|error| Status::internal(error.to_string()))
-}
-
-/// Nodes whose certificates are worth nothing any more.
-fn removed(state: &ClusterState) -> BTreeSet<u64> {
-    let greatest = state.nodes().keys().next_back().map_or(0, |node| node.0);
-    (1..=greatest).filter(|&node| state.removed(NodeId(node))).collect()
 }
 
 /// Signs this coordinator's next certificate where the one it has is of a generation before or has

@@ -48,6 +48,8 @@ pub(crate) enum Event {
     SnapshotSent { peer: NodeId, ok: bool },
     /// A coordinator says where it is reached.
     Address { peer: NodeId, address: String },
+    /// Another coordinator says that this one was removed from the cluster.
+    Removed,
     /// A worker opened a session.
     Open { node: NodeId, info: NodeInfo, held: Vec<Held>, reply: oneshot::Sender<Opened> },
     /// A worker said something.
@@ -218,6 +220,7 @@ impl<S: LogStore> Driver<S> {
             Event::Unreachable { peer } => self.queue.push(Input::Unreachable { peer }),
             Event::SnapshotSent { peer, ok } => self.queue.push(Input::SnapshotSent { peer, ok }),
             Event::Address { peer, address } => self.peers.learn(peer, address),
+            Event::Removed => self.removed(),
             Event::Open { node, info, held, reply } => self.open(node, info, held, reply),
             Event::Report { session, report } => {
                 self.lead(leader::Input::Report { session, report });
@@ -347,10 +350,13 @@ impl<S: LogStore> Driver<S> {
                     tracing::error!("no room on the disk: changes are refused");
                 }
             }
-            Output::Removed => {
-                tracing::warn!("this coordinator is no longer a member of the cluster");
-                self.published.removed.send_replace(true);
-            }
+            Output::Removed => self.removed(),
+        }
+    }
+
+    fn removed(&self) {
+        if !self.published.removed.send_replace(true) {
+            tracing::warn!("this coordinator is no longer a member of the cluster");
         }
     }
 

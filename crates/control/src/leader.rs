@@ -410,7 +410,12 @@ impl Leader {
                 // A rank fails when its peer dies. Now that the peer is known to be gone, there is
                 // nothing to wait for: a spare may take its place at once.
                 Event::NodeLost { .. } => self.pauses.values_mut().for_each(|p| p.until = 0),
-                Event::NodeLeft { node } => self.dismiss(*node),
+                Event::NodeLeft { node } => {
+                    self.dismiss(*node);
+                    if let Some(order) = orders::roll(cluster) {
+                        self.order_all(&order);
+                    }
+                }
                 Event::CertificatesRotated { generation } => {
                     self.order_all(&Order::Certificate { generation: *generation });
                 }

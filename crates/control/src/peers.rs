@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use wire::{pb, transport};
 
 use crate::driver::Event;
@@ -100,7 +101,12 @@ impl Line {
     async fn run(self, mut queue: mpsc::Receiver<pb::RaftMessage>) {
         let mut told = false;
         while let Some(first) = queue.recv().await {
-            let reason = self.carry(first, &mut queue).await;
+            let status = self.carry(first, &mut queue).await;
+            if transport::removed(&status) {
+                // It has not heard so from the log, for it was off when it happened.
+                self.tell(Event::Removed).await;
+            }
+            let reason = transport::reason(&status);
             if !told {
                 tracing::info!(peer = self.to.0, reason, "no connection to a coordinator");
                 told = true;
@@ -114,14 +120,14 @@ impl Line {
         }
     }
 
-    /// Carries messages until the connection ends; says why it did.
+    /// Carries messages until the connection ends; the status says why it did.
     async fn carry(
         &self,
         first: pb::RaftMessage,
         queue: &mut mpsc::Receiver<pb::RaftMessage>,
-    ) -> String {
+    ) -> Status {
         let Ok(endpoint) = transport::endpoint(&self.address) else {
-            return "its address is not one".to_owned();
+            return Status::unavailable("its address is not one");
         };
         let endpoint = endpoint
             .http2_keep_alive_interval(PROBE)
@@ -152,10 +158,10 @@ impl Line {
         };
         tokio::select! {
             answer = call => match answer {
-                Ok(_) => "the peer closed the stream".to_owned(),
-                Err(status) => transport::reason(&status),
+                Ok(_) => Status::unavailable("the peer closed the stream"),
+                Err(status) => status,
             },
-            () = forward => "the connection closed".to_owned(),
+            () = forward => Status::unavailable("the connection closed"),
         }
     }
 

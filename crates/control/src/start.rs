@@ -155,7 +155,7 @@ pub fn start(
     });
     spawned.map_err(ControlError::Listener)?;
     let tick = config.tick;
-    let announcing = announce::run(control.clone(), authority, config, tls.clone());
+    let announcing = announce::run(control.clone(), authority, config, tls.clone(), events.clone());
     let task = tokio::spawn(async move {
         let router = transport::server().add_service(transport::coordinator_server(service));
         let stop = shutdown.clone().cancelled_owned();

@@ -27,6 +27,6 @@ pub use credential::{Credential, KeyRequest};
 pub use error::{FileFlaw, Flaw, IdentityError};
 pub use files::{CA_FILE, CA_KEY_FILE, CERTIFICATE_FILE, KEY_FILE, OPERATOR_FILE, private_dir};
 pub use name::{ClusterId, Peer, Role, TokenId, random};
-pub use refusal::{explain, explain_io};
+pub use refusal::{explain, explain_io, says_removed};
 pub use rotation::{generation, set_generation};
-pub use tls::{Admit, Expect, Tls};
+pub use tls::{Admit, Expect, Roll, Tls};

@@ -14,6 +14,9 @@ pub fn explain(error: &rustls::Error) -> String {
             Alert::UnknownCA | Alert::DecryptError | Alert::BadCertificate => {
                 "the peer refused our certificate: it is not of the peer's cluster"
             }
+            Alert::CertificateRevoked => {
+                "the peer refused our certificate: this node was removed from the cluster"
+            }
             Alert::CertificateExpired => "the peer refused our certificate: it has expired",
             Alert::AccessDenied | Alert::CertificateUnknown | Alert::UnsupportedCertificate => {
                 "the peer refused our certificate: it is not admitted there"
@@ -46,6 +49,7 @@ fn explain_certificate(why: &CertificateError) -> String {
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "its certificate is not one that may serve".to_owned()
         }
+        CertificateError::Revoked => "it was removed from the cluster".to_owned(),
         CertificateError::Other(why) => why.0.to_string(),
         other => format!("its certificate cannot be used: {other}"),
     }
@@ -53,13 +57,23 @@ fn explain_certificate(why: &CertificateError) -> String {
 
 /// What an error of a TLS connection means, if TLS is what it is about.
 pub fn explain_io(error: &io::Error) -> Option<String> {
+    cause(error).map(explain)
+}
+
+/// Whether the peer says that this node was removed from the cluster: it need not try again.
+pub fn says_removed(error: &io::Error) -> bool {
+    let revoked = rustls::Error::AlertReceived(AlertDescription::CertificateRevoked);
+    cause(error).is_some_and(|cause| *cause == revoked)
+}
+
+fn cause(error: &io::Error) -> Option<&rustls::Error> {
     let mut inner: &(dyn Error + 'static) = error.get_ref()?;
     loop {
         if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
-            return Some(explain(tls));
+            return Some(tls);
         }
         if let Some(io) = inner.downcast_ref::<io::Error>() {
-            return explain_io(io);
+            return cause(io);
         }
         inner = inner.source()?;
     }

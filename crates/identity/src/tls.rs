@@ -97,12 +97,34 @@ impl Expect {
     }
 }
 
+/// The numbers that nodes of the cluster were given, and who of them is still there: the others
+/// were removed. Numbers are never given twice, so whoever is newer than this is nobody's concern.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Roll {
+    /// Numbers up to this one were given.
+    pub given: u64,
+    /// Who of them was not removed.
+    pub present: BTreeSet<u64>,
+}
+
+impl Roll {
+    /// Whether a node of this number was removed.
+    pub fn removed(&self, node: u64) -> bool {
+        node <= self.given && !self.present.contains(&node)
+    }
+
+    /// How many were removed; it only grows.
+    fn count(&self) -> u64 {
+        self.given.saturating_sub(self.present.len() as u64)
+    }
+}
+
 /// What handshakes use at this moment.
 pub(crate) struct Current {
     pub(crate) certified: Arc<CertifiedKey>,
     pub(crate) callers: Arc<dyn ClientCertVerifier>,
     pub(crate) servers: Arc<WebPkiServerVerifier>,
-    pub(crate) refused: BTreeSet<u64>,
+    pub(crate) roll: Roll,
 }
 
 /// What all handles of one identity share.
@@ -162,7 +184,7 @@ impl Tls {
         provider: CryptoProvider,
     ) -> Result<Self, Flaw> {
         let provider = Arc::new(provider);
-        let current = current(&credential, &provider, &*clock, BTreeSet::new())?;
+        let current = current(&credential, &provider, &*clock)?;
         let (cluster, peer) = (credential.cluster(), credential.peer().clone());
         let current = RwLock::new((Arc::new(current), credential));
         Ok(Self { shared: Arc::new(Shared { cluster, peer, current, provider, clock }) })
@@ -182,21 +204,29 @@ impl Tls {
             let (expected, got) = (peer.clone(), credential.peer().clone());
             return Err(Flaw::OtherPeer { expected, got });
         }
-        let checked = current(&credential, provider, &**clock, BTreeSet::new())?;
+        let checked = current(&credential, provider, &**clock)?;
         let mut place = self.shared.current.write().unwrap_or_else(PoisonError::into_inner);
-        let refused = place.0.refused.clone();
-        *place = (Arc::new(Current { refused, ..checked }), credential);
+        let roll = place.0.roll.clone();
+        *place = (Arc::new(Current { roll, ..checked }), credential);
         Ok(())
     }
 
-    /// Refuses these nodes from now on, whatever they show: those removed from the cluster. It
-    /// replaces what was refused before.
-    pub fn refuse(&self, nodes: BTreeSet<u64>) {
+    /// Refuses from now on whoever was removed from the cluster, whatever it shows. A roll that is
+    /// older than the one in use changes nothing.
+    pub fn refuse(&self, roll: Roll) {
         let mut place = self.shared.current.write().unwrap_or_else(PoisonError::into_inner);
+        if roll.count() <= place.0.roll.count() {
+            return;
+        }
         let Current { certified, callers, servers, .. } = &*place.0;
         let (certified, callers, servers) =
             (Arc::clone(certified), Arc::clone(callers), Arc::clone(servers));
-        place.0 = Arc::new(Current { certified, callers, servers, refused: nodes });
+        place.0 = Arc::new(Current { certified, callers, servers, roll });
+    }
+
+    /// Whether this peer was removed since it was let in.
+    pub fn refuses(&self, peer: &Peer) -> bool {
+        matches!(peer, Peer::Node { id, .. } if self.shared.current().roll.removed(*id))
     }
 
     /// Who this is.
@@ -299,7 +329,6 @@ fn current(
     credential: &Credential,
     provider: &Arc<CryptoProvider>,
     clock: &dyn TimeProvider,
-    refused: BTreeSet<u64>,
 ) -> Result<Current, Flaw> {
     let key = PrivateKeyDer::from(credential.key.clone_key());
     let chain = vec![credential.certificate.clone()];
@@ -316,7 +345,7 @@ fn current(
     let servers = servers.build().map_err(|why| unusable(&why))?;
     let now = clock.current_time().ok_or_else(|| Flaw::Key("there is no clock".to_owned()))?;
     own(credential, &*callers, now)?;
-    Ok(Current { certified: Arc::new(certified), callers, servers, refused })
+    Ok(Current { certified: Arc::new(certified), callers, servers, roll: Roll::default() })
 }
 
 fn roots(certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, Flaw> {

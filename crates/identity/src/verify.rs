@@ -25,8 +25,6 @@ use crate::tls::{Admit, Expect, Shared};
 enum Unwanted {
     #[error("{0} is not admitted here")]
     NotAdmitted(Peer),
-    #[error("node {0} was removed from the cluster")]
-    Removed(u64),
     #[error("it is {got}, not the one that was looked for ({expected:?})")]
     Another { got: Peer, expected: Expect },
     #[error("{0}")]
@@ -46,8 +44,10 @@ impl Shared {
             return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
         }
         match peer {
-            Peer::Node { id, .. } if self.current().refused.contains(&id) => {
-                Err(refuse(Unwanted::Removed(id)))
+            // The one refusal that the other end can tell from all others: trying again is of no
+            // use to it.
+            Peer::Node { id, .. } if self.current().roll.removed(id) => {
+                Err(Error::InvalidCertificate(CertificateError::Revoked))
             }
             peer => Ok(peer),
         }

@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use identity::{
-    Admit, ClusterCa, Credential, Expect, Flaw, NODE_LIFE, Peer, Role, TOKEN_LIFE, Tls, explain,
+    Admit, ClusterCa, Credential, Expect, Flaw, NODE_LIFE, Peer, Role, Roll, TOKEN_LIFE, Tls,
+    explain,
 };
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConnection, Connection, ServerConnection};
@@ -280,13 +280,24 @@ fn a_removed_node_is_refused_both_ways() {
         (inward, outward)
     };
     assert_eq!(both(), (true, true));
-    here.refuse(BTreeSet::from([7]));
+    let roll = |given, present: &[u64]| Roll { given, present: present.iter().copied().collect() };
+    here.refuse(roll(9, &[1, 3, 4, 5, 6, 8, 9]));
     assert_eq!(both(), (false, false));
+    assert!(here.refuses(gone.peer()));
+    // It is told so in words of its own.
+    let (said, heard) = meet(&gone, Expect::Node(1), &here, &Admit::members());
+    let removed = "the peer refused our certificate: this node was removed from the cluster";
+    assert_eq!(said.unwrap_err(), removed);
+    assert_eq!(heard.unwrap_err(), "it was removed from the cluster");
     // A reload does not forgive.
     here.reload(node(&ca, 1, Role::Worker)).unwrap();
     assert_eq!(both(), (false, false));
-    here.refuse(BTreeSet::new());
-    assert_eq!(both(), (true, true));
+    // Nor does a roll that came late.
+    here.refuse(roll(9, &[1, 3, 4, 5, 6, 7, 8, 9]));
+    assert_eq!(both(), (false, false));
+    // Who joined since then is no concern of it.
+    let newer = worker(&ca, 10);
+    assert!(welcome(&newer, Expect::Node(1), &here, &Admit::members()));
 }
 
 #[test]

@@ -23,10 +23,21 @@ fn main() -> std::process::ExitCode {
     match run(args) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("phalanx: {error:#}");
+            eprintln!("phalanx: {}", chain(&error));
             std::process::ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, each said once: many repeat their cause in their own text.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn run(args: args::Args) -> anyhow::Result<()> {

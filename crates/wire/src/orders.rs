@@ -1,5 +1,6 @@
 //! What a coordinator sends to a worker: its number, groups to form and to let go.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cluster::{Deployment, Epoch, GroupId, check_address};
@@ -29,6 +30,13 @@ pub enum Order {
     Certificate {
         /// The generation.
         generation: u64,
+    },
+    /// Nodes were removed, if not now then before: they are to be refused.
+    Roll {
+        /// The greatest number that was ever given.
+        given: u64,
+        /// Who of those was not removed.
+        present: BTreeSet<NodeId>,
     },
     /// Load what the plan gives this node.
     Form(Box<FormGroup>),
@@ -85,6 +93,10 @@ impl Order {
             Self::Certificate { generation } => {
                 pb::order::Order::Certificate(pb::CertificateOrder { generation: *generation })
             }
+            Self::Roll { given, present } => pb::order::Order::Roll(pb::Roll {
+                given: *given,
+                present: present.iter().map(|node| node.0).collect(),
+            }),
             Self::Form(form) => pb::order::Order::Form(form.to_wire()),
             Self::Retire { group, epoch, reason } => pb::order::Order::Retire(pb::RetireGroup {
                 group: group.0,
@@ -115,6 +127,14 @@ impl Order {
             pb::order::Order::Lease(pb::Lease {}) => Self::Lease,
             pb::order::Order::Certificate(order) => {
                 Self::Certificate { generation: order.generation }
+            }
+            pb::order::Order::Roll(pb::Roll { given, present }) => {
+                bounded("present", present.len(), NODES_MAX)?;
+                let ascending = present.windows(2).all(|pair| pair[0] < pair[1]);
+                if !ascending || present.last().is_some_and(|last| *last > given) {
+                    return Err(WireError::OutOfRange { field: "present" });
+                }
+                Self::Roll { given, present: present.into_iter().map(NodeId).collect() }
             }
             pb::order::Order::Form(form) => Self::Form(Box::new(FormGroup::from_wire(form, spec)?)),
             pb::order::Order::Retire(retire) => {

@@ -82,6 +82,11 @@ pub fn reason(status: &Status) -> String {
     cause.map_or_else(|| status.message().to_owned(), |cause| cause.to_string())
 }
 
+/// Whether a call failed because this node was removed from the cluster.
+pub fn removed(status: &Status) -> bool {
+    matches!(status.source().and_then(dial::cause), Some(ConnectError::Removed { .. }))
+}
+
 fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     error.source().map_or_else(|| error.to_string(), innermost)
 }

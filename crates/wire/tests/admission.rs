@@ -7,7 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use identity::{Admit, ClusterCa, Expect, NODE_LIFE, Role, TOKEN_LIFE, Tls};
+use identity::{Admit, ClusterCa, Expect, NODE_LIFE, Role, Roll, TOKEN_LIFE, Tls};
 use support::{Server, asked_by, ca, called, credential, node};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -42,6 +42,27 @@ async fn answer(mut stream: impl AsyncReadExt + Unpin) -> Vec<u8> {
     // A reset is as good an end as any.
     let _ = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut bytes)).await;
     bytes
+}
+
+/// A connection that stood when its node was removed breaks, and the next one says why.
+#[tokio::test]
+async fn a_removed_node_loses_the_connections_that_it_has() {
+    let ca = ca();
+    let here = node(&ca, 1, Role::Worker);
+    let server = Server::start(&here, Admit::nodes()).await;
+    let (gone, stays) = (node(&ca, 2, Role::Worker), node(&ca, 3, Role::Worker));
+    let mut lost = server.client(Expect::Node(1), &gone).await.unwrap();
+    let mut kept = server.client(Expect::Node(1), &stays).await.unwrap();
+    lost.counts(pb::CountsRequest::default()).await.unwrap();
+    kept.counts(pb::CountsRequest::default()).await.unwrap();
+    here.refuse(Roll { given: 3, present: [1, 3].into() });
+    let broken = lost.counts(pb::CountsRequest::default()).await.unwrap_err();
+    assert!(!transport::removed(&broken), "that was the old connection: {broken:?}");
+    let refused = lost.counts(pb::CountsRequest::default()).await.unwrap_err();
+    assert!(transport::removed(&refused), "{refused:?}");
+    let told = server.client(Expect::Node(1), &gone).await.err().expect("a refusal");
+    assert!(matches!(told, transport::ConnectError::Removed { .. }), "{told}");
+    kept.counts(pb::CountsRequest::default()).await.unwrap();
 }
 
 #[tokio::test]

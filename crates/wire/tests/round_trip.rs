@@ -244,6 +244,10 @@ fn order() -> impl Strategy<Value = Order> {
         ),
         Just(Order::Lease),
         any::<u64>().prop_map(|generation| Order::Certificate { generation }),
+        prop::collection::btree_set(1..90u64, 0..9).prop_map(|present| Order::Roll {
+            given: 90,
+            present: present.into_iter().map(NodeId).collect(),
+        }),
         (1usize..=8, compute, stripes).prop_map(|(ranks, compute, stripes)| Order::Form(Box::new(
             form(ranks, compute, stripes)
         ))),

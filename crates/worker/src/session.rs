@@ -15,7 +15,8 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use wire::{Held, Order, Report, pb, transport};
+use wire::transport::{self, ConnectError};
+use wire::{Held, Order, Report, pb};
 
 use self::lease::{Beats, Lease};
 use crate::WorkerError;
@@ -133,6 +134,9 @@ impl Session {
         let connecting = transport::connect(target, Expect::AnyCoordinator, &self.tls);
         let channel = match tokio::time::timeout(ATTEMPT, connecting).await {
             Ok(Ok(channel)) => channel,
+            Ok(Err(error @ ConnectError::Removed { .. })) => {
+                return End::Refused(error.to_string());
+            }
             Ok(Err(error)) => return End::Broken(error.to_string()),
             Err(_) => return End::Broken("it does not answer".to_owned()),
         };
@@ -213,6 +217,7 @@ impl Session {
                 }
             }
             Order::Certificate { generation } => self.renew(generation, channel),
+            Order::Roll { given, present } => self.refuse(given, &present),
             Order::Form(form) => self.form(*form, up).await?,
             Order::Retire { group, epoch, reason } => self.retire(group, epoch, reason).await?,
         }

@@ -37,13 +37,14 @@ impl<W: Workload> World<W> {
 
     /// A client sends its question to somebody.
     fn ask(&mut self, id: u64) -> Checked {
+        let healed = self.healed;
         let nodes: Vec<u64> =
             self.nodes.values().filter(|node| node.runs()).map(|node| node.id).collect();
         let Some(client) = self.clients.get_mut(id as usize) else { return Ok(()) };
         let Some(asked) = &mut client.asked else { return Ok(()) };
         asked.attempt += 1;
         let (serial, wish, attempt) = (client.serial, asked.wish, asked.attempt);
-        let target = client.target(&nodes);
+        let target = client.target(&nodes, healed);
         if let (Some(node), Some(way)) = (target, self.way()) {
             self.after(way, Event::Ask { client: id, serial, node, wish });
         }

@@ -63,6 +63,8 @@ pub struct Client {
     pub asked: Option<Asked>,
     /// The node it believes to lead.
     pub guess: Option<u64>,
+    /// How many it has asked in turn.
+    turn: usize,
     /// Its own chance.
     pub rng: Rng,
 }
@@ -71,7 +73,7 @@ impl Client {
     /// Client `id` of a run.
     pub fn new(seed: u64, id: u64) -> Self {
         let rng = Rng::new(seed, 1_000 + id);
-        Self { id, serial: 0, asked: None, guess: None, rng }
+        Self { id, serial: 0, asked: None, guess: None, turn: 0, rng }
     }
 
     /// The number that its next operation has and no other operation of any client.
@@ -90,9 +92,16 @@ impl Client {
         request_id(self.id, self.serial)
     }
 
-    /// Where to send it next: the believed leader, or anybody.
-    pub fn target(&mut self, nodes: &[u64]) -> Option<u64> {
+    /// Where to send it next: the believed leader, or anybody. `in_turn`, where an answer must come
+    /// in time: everybody is asked then, and not those twice by chance who never answer.
+    pub fn target(&mut self, nodes: &[u64], in_turn: bool) -> Option<u64> {
         let believed = self.guess.take().filter(|guess| nodes.contains(guess));
+        if in_turn {
+            return believed.or_else(|| {
+                self.turn += 1;
+                self.turn.checked_rem(nodes.len()).map(|at| nodes[at])
+            });
+        }
         // Now and then somebody else is asked: followers must redirect and read correctly too.
         match believed {
             Some(node) if !self.rng.chance(100) => Some(node),

@@ -462,7 +462,8 @@ impl World<ClusterWorkload> {
                     worker.lease = worker.lease.max(sent + TIMING.lease * 1_000);
                 }
             }
-            Order::Certificate { .. } => {}
+            // Connections are not part of this.
+            Order::Certificate { .. } | Order::Roll { .. } => {}
             Order::Retire { group, epoch, .. } => {
                 self.trace.line(now, || format!("worker {id}: retires {group} epoch {epoch}"));
                 if worker.held.get(&group).is_some_and(|holding| holding.epoch == epoch) {

@@ -181,7 +181,11 @@ impl ClusterState {
     }
 
     pub(super) fn drain(&mut self, node: NodeId, draining: bool) -> Result<Vec<Event>, Rejected> {
-        if self.member(node)?.draining == draining {
+        let entry = self.member(node)?;
+        if entry.role != Role::Worker {
+            return Err(Rejected::WrongRole { node, role: entry.role });
+        }
+        if entry.draining == draining {
             return Ok(Vec::new());
         }
         if let Some(entry) = self.nodes.get_mut(&node) {

@@ -4,6 +4,7 @@ use cluster::{ClusterState, Command, NodeInfo, Standing};
 use planner::NodeId;
 use wire::{Held, Order, Report};
 
+use super::orders::roll;
 use super::{Contact, Leader, Output, Session, SessionId, Subject};
 
 /// A session that broke without a farewell may come back within this; a process that ended
@@ -85,6 +86,9 @@ impl Leader {
             generation: cluster.generation(),
         };
         self.out.push(Output::Order { session, order });
+        if let Some(order) = roll(cluster) {
+            self.out.push(Output::Order { session, order });
+        }
         self.bring_up(cluster, session, node, &held);
     }
 

@@ -135,6 +135,12 @@ impl Leader {
     }
 }
 
+/// Who is still there, so that workers refuse those who are not; none where nobody was removed.
+pub(super) fn roll(cluster: &ClusterState) -> Option<Order> {
+    let (given, present) = cluster.roll();
+    (present.len() as u64 != given).then_some(Order::Roll { given, present })
+}
+
 fn formation(cluster: &ClusterState, id: GroupId, group: &Group) -> Option<FormGroup> {
     let deployment = cluster.deployments().get(&group.deployment)?;
     Some(FormGroup {

@@ -350,6 +350,29 @@ fn members_come_and_go_under_load() {
     println!("{} streams ended while members came and went", load.end());
 }
 
+/// It comes back with a log in which it is a member, and hears from the others that it is none.
+#[test]
+fn a_coordinator_that_was_removed_while_it_was_off_ends_when_it_is_back() {
+    let mut fleet = Fleet::start(3, 1, 1);
+    let gone = fleet.coordinators.iter().map(|(id, _)| *id).max().expect("three");
+    fleet.take(gone).kill();
+    assert!(fleet.change(&["members", "remove", &gone.to_string()]));
+    let until = Instant::now() + PATIENCE;
+    while fleet.voters().contains(&gone) {
+        assert!(Instant::now() < until, "node {gone} keeps its vote");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // No list of others: it finds them in its log.
+    let mut command = crate::harness::phalanx();
+    let data = fleet.ground.data("coordinator-3");
+    command.arg("coordinator").arg(demo_model()).args(["--data", &data, "--name", "coordinator-3"]);
+    let ended = crate::harness::output(command.args(["--listen", "127.0.0.1:0", "--port", "0"]));
+    let errors = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success());
+    assert!(errors.contains("this coordinator was removed from the cluster"), "{errors}");
+    assert_eq!(fleet.voters().len(), 2);
+}
+
 /// A founder whose volume is new, while its credential comes from elsewhere, as that of a pod does.
 #[test]
 fn a_founder_without_a_volume_does_not_found_a_second_cluster() {

@@ -87,17 +87,19 @@ fn certificates_are_replaced_twice_without_a_failed_request() {
 
     // A node that was removed is shut out, whatever its certificate says of itself.
     let coordinators = fleet.addresses();
+    let colleague = fleet.workers[0].cluster();
+    let ports: Vec<&str> = coordinators.split(',').chain([colleague.as_str()]).collect();
     let enters = |fleet: &Fleet, address: &str, node: &str| {
         let data = fleet.ground.data(node);
         let identity = [format!("{data}/node.pem"), format!("{data}/node-key.pem")];
         hello(address, Some((&identity[0], &identity[1]))) == Answer::Spoke
     };
-    for address in coordinators.split(',') {
+    for address in &ports {
         assert!(enters(&fleet, address, "worker-1"), "{address} refuses worker-1");
         assert!(enters(&fleet, address, "worker-2"), "{address} refuses worker-2");
     }
     assert!(fleet.change(&["nodes", "remove", "worker-2"]));
-    for address in coordinators.split(',') {
+    for address in &ports {
         let until = Instant::now() + PATIENCE;
         while enters(&fleet, address, "worker-2") {
             assert!(Instant::now() < until, "{address} still admits a node that was removed");
@@ -105,10 +107,15 @@ fn certificates_are_replaced_twice_without_a_failed_request() {
         }
         assert!(enters(&fleet, address, "worker-1"), "{address} refuses worker-1");
     }
-    // Its process starts again with the identity it has, and gets nowhere.
+    // Its process starts again with the identity it has, is told, and ends.
     fleet.workers.pop().expect("two workers").kill();
-    let _again = fleet.ground.worker_again(&demo_model(), "worker-2", &coordinators);
-    std::thread::sleep(Duration::from_secs(2));
+    let model = demo_model();
+    let mut again = phalanx();
+    again.arg("worker").arg(&model).args(["--coordinator", &coordinators, "--name", "worker-2"]);
+    let ended = output(again.args(["--data", &fleet.ground.data("worker-2")]));
+    let errors = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success());
+    assert!(errors.contains("this node was removed from the cluster"), "{errors}");
     let status = fleet.status();
     let mut nodes = status["nodes"].as_array().expect("nodes").iter();
     assert!(

@@ -48,6 +48,12 @@ pub enum ConnectError {
         /// In words.
         why: String,
     },
+    /// The peer says that this node was removed from the cluster: there is no use in trying again.
+    #[error("{address}: this node was removed from the cluster")]
+    Removed {
+        /// Where.
+        address: String,
+    },
     /// The connection ended as soon as it stood.
     #[error("the connection broke: {0}")]
     Broken(String),
@@ -93,11 +99,15 @@ async fn dial(address: &str, expect: Expect, tls: &Tls) -> Result<Opened, Connec
     let stream = TcpStream::connect(address).await.map_err(unreachable)?;
     stream.set_nodelay(true).map_err(unreachable)?;
     greet(stream, expect, tls).await.map_err(|error| {
+        let address = address.to_owned();
+        if identity::says_removed(&error) {
+            return ConnectError::Removed { address };
+        }
         let why = identity::explain_io(&error).unwrap_or_else(|| match error.kind() {
             io::ErrorKind::UnexpectedEof => "it ended the handshake".to_owned(),
             _ => error.to_string(),
         });
-        ConnectError::Handshake { address: address.to_owned(), why }
+        ConnectError::Handshake { address, why }
     })
 }
 

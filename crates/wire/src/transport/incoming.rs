@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use identity::{Admit, Peer, Tls};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -26,11 +26,16 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// milliseconds, so what has waited longest is a stray.
 const HANDSHAKES: usize = 64;
 
-/// A connection whose peer has proved who it is.
+/// Between two lines of the log about refused handshakes.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// A connection whose peer has proved who it is. It breaks once that one was removed from the
+/// cluster.
 #[derive(Debug)]
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     caller: Caller,
+    tls: Tls,
 }
 
 /// Who is at the other end of a connection; part of every request that comes over it.
@@ -66,6 +71,9 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.tls.refuses(&self.caller.peer) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
@@ -105,6 +113,8 @@ impl AsyncWrite for Connection {
 pub struct Handshakes {
     admitted: Arc<AtomicU64>,
     refused: Arc<AtomicU64>,
+    /// When the log was told of a refusal, and how many there were until then.
+    told: Arc<Mutex<Option<(Instant, u64)>>>,
 }
 
 impl Handshakes {
@@ -117,6 +127,20 @@ impl Handshakes {
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
+
+    /// Counts a refusal and says so, at most every [`QUIET`]: strangers must not fill the log.
+    fn refuse(&self, address: Option<SocketAddr>, why: &str) {
+        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_some_and(|(at, _)| at.elapsed() < QUIET) {
+            tracing::debug!(?address, why, "a connection was refused");
+            return;
+        }
+        let since = refused.saturating_sub(told.map_or(0, |(_, before)| before));
+        *told = Some((Instant::now(), refused));
+        let address = address.map(|address| address.to_string());
+        tracing::warn!(address, why, since, "a connection was refused");
+    }
 }
 
 /// The connections of a listener, for `serve_with_incoming`. A handshake that fails ends nothing
@@ -124,6 +148,7 @@ impl Handshakes {
 pub struct Incoming {
     listener: TcpIncoming,
     acceptor: TlsAcceptor,
+    tls: Tls,
     running: JoinSet<Option<Connection>>,
     /// The running ones by age; some may have ended.
     oldest: VecDeque<AbortHandle>,
@@ -140,6 +165,7 @@ pub fn incoming(listener: TcpListener, tls: &Tls, admit: Admit) -> io::Result<In
     Ok(Incoming {
         listener: listener.with_nodelay(Some(true)).with_keepalive(Some(PROBE_INTERVAL)),
         acceptor: TlsAcceptor::from(config),
+        tls: tls.clone(),
         running: JoinSet::new(),
         oldest: VecDeque::new(),
         handshakes: Handshakes::default(),
@@ -158,12 +184,14 @@ impl Incoming {
             && let Some(oldest) = self.oldest.pop_front()
         {
             oldest.abort();
-            self.handshakes.refused.fetch_add(1, Ordering::Relaxed);
+            self.handshakes.refuse(None, "others came before it was done");
         }
         let (acceptor, handshakes) = (self.acceptor.clone(), self.handshakes.clone());
+        let tls = self.tls.clone();
         let handshake = self.running.spawn(async move {
             let address = stream.peer_addr().ok();
-            let result = tokio::time::timeout(HANDSHAKE_TIMEOUT, accept(&acceptor, stream)).await;
+            let result =
+                tokio::time::timeout(HANDSHAKE_TIMEOUT, accept(&acceptor, stream, tls)).await;
             let why = match result {
                 Ok(Ok(connection)) => {
                     handshakes.admitted.fetch_add(1, Ordering::Relaxed);
@@ -172,22 +200,21 @@ impl Incoming {
                 Ok(Err(error)) => identity::explain_io(&error).unwrap_or_else(|| error.to_string()),
                 Err(_) => "it took too long".to_owned(),
             };
-            tracing::debug!(?address, why, "a connection was refused");
-            handshakes.refused.fetch_add(1, Ordering::Relaxed);
+            handshakes.refuse(address, &why);
             None
         });
         self.oldest.push_back(handshake);
     }
 }
 
-async fn accept(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<Connection> {
+async fn accept(acceptor: &TlsAcceptor, stream: TcpStream, tls: Tls) -> io::Result<Connection> {
     let address = stream.peer_addr()?;
     let stream = acceptor.accept(stream).await?;
     let shown = stream.get_ref().1.peer_certificates().and_then(|shown| shown.first());
     // The handshake fails without one.
     let shown = shown.ok_or(io::ErrorKind::InvalidData)?;
     let (_, peer) = Peer::read(shown).map_err(io::Error::other)?;
-    Ok(Connection { stream, caller: Caller { peer, address } })
+    Ok(Connection { stream, caller: Caller { peer, address }, tls })
 }
 
 impl Stream for Incoming {

@@ -1,10 +1,12 @@
 //! What the leader's orders make the worker do.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cluster::{Epoch, GroupId};
-use identity::KeyRequest;
+use identity::{KeyRequest, Roll};
 use planner::NodeId;
 use tokio::sync::mpsc as channel;
 use tonic::transport::Channel;
@@ -12,6 +14,9 @@ use wire::{FormGroup, Report, pb, transport};
 
 use super::Session;
 use crate::rank::Formation;
+
+/// Between hearing that a node was removed and refusing it.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 impl Session {
     pub(super) async fn form(
@@ -64,6 +69,17 @@ impl Session {
             // Refused before a session is opened.
             _ => NodeId(0),
         }
+    }
+
+    /// Refuses those who were removed, once they may have heard of it: a coordinator that was
+    /// removed ends its clients' answers first.
+    pub(super) fn refuse(&self, given: u64, present: &BTreeSet<NodeId>) {
+        let roll = Roll { given, present: present.iter().map(|node| node.0).collect() };
+        let tls = self.tls.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(FAREWELL).await;
+            tls.refuse(roll);
+        });
     }
 
     /// Gets a fresh certificate, beside the session, if ours is of a generation before or old.

@@ -87,6 +87,10 @@ impl Weather {
                 redb::Error::UpgradeRequired(version) => {
                     StoreError::Corrupt { what: format!("file: of format {version}") }
                 }
+                redb::Error::DatabaseAlreadyOpen => {
+                    let why = "another process uses this data directory";
+                    StoreError::Io(io::Error::new(io::ErrorKind::ResourceBusy, why))
+                }
                 other => StoreError::Io(io::Error::other(other.to_string())),
             }
         })

@@ -104,7 +104,8 @@ fn a_file_is_read_again_and_locked_while_it_is_open() {
     for batch in &batches {
         store.write(batch).unwrap();
     }
-    assert!(RedbStore::open(&path).load().is_err(), "two at once");
+    let second = RedbStore::open(&path).load().unwrap_err().to_string();
+    assert_eq!(second, "the disk failed: another process uses this data directory");
     drop(store);
     let mut store = RedbStore::open(&path);
     assert_eq!(store.load().unwrap(), images(&batches)[batches.len()]);
