@@ -60,7 +60,7 @@ async fn a_removed_node_loses_the_connections_that_it_has() {
     assert!(!transport::removed(&broken), "that was the old connection: {broken:?}");
     let refused = lost.counts(pb::CountsRequest::default()).await.unwrap_err();
     assert!(transport::removed(&refused), "{refused:?}");
-    let told = server.client(Expect::Node(1), &gone).await.err().expect("a refusal");
+    let told = server.client(Expect::Node(1), &gone).await.expect_err("a refusal");
     assert!(matches!(told, transport::ConnectError::Removed { .. }), "{told}");
     kept.counts(pb::CountsRequest::default()).await.unwrap();
 }
