@@ -12,6 +12,7 @@ fn only_the_node_that_leads_a_group_sends_it_steps() {
         leader: None,
         steps: BTreeMap::from([(1, steps)]),
         ranks: BTreeMap::new(),
+        pulses: BTreeMap::new(),
         stop: Stop::default(),
         threads: Vec::new(),
     };

@@ -378,7 +378,10 @@ impl World<ClusterWorkload> {
         for Held { group, epoch, rank, .. } in held {
             let reason = "its lease ran out".to_owned();
             if let Some(line) = line {
-                self.up(line, Up::Report(Report::Failed { group, epoch, rank, reason }));
+                self.up(
+                    line,
+                    Up::Report(Report::Failed { group, epoch, rank, reason, blames: None }),
+                );
             }
         }
     }
@@ -490,7 +493,10 @@ impl World<ClusterWorkload> {
         if fails {
             self.lose_group(id, group);
             let reason = "it cannot".to_owned();
-            self.up(line, Up::Report(Report::Failed { group, epoch, rank: first, reason }));
+            self.up(
+                line,
+                Up::Report(Report::Failed { group, epoch, rank: first, reason, blames: None }),
+            );
             return;
         }
         let (bytes_read, bytes_total) = (0, 1);
