@@ -187,7 +187,9 @@ impl World<ClusterWorkload> {
         if !self.extra.errands.is_empty() {
             return Some(format!("errands: {:?}", self.extra.errands));
         }
-        let commands = reconcile(state, &Observation::default());
+        // A group on fewer ranks than are wished for is not as wished where there is more room.
+        let widen = state.groups().keys().copied().collect();
+        let commands = reconcile(state, &Observation { widen, ..Observation::default() });
         if !commands.is_empty() {
             return Some(format!("to be done: {commands:?}"));
         }
