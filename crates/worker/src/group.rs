@@ -139,6 +139,15 @@ impl Groups {
         })
     }
 
+    /// The stream on which the leader of a group sent steps to a rank here broke. A rank in the middle of a
+    /// step learns more from its collective; one that waits for the next step ends now.
+    pub(crate) fn left_alone(&self, group: GroupId, epoch: Epoch, rank: usize) {
+        let mut hosted = self.lock();
+        if let Some(one) = hosted.get_mut(&group).filter(|one| one.epoch == epoch) {
+            one.steps.remove(&rank);
+        }
+    }
+
     /// What a rank of a group at an epoch does, if it is here.
     pub(crate) fn pulse(
         &self,
@@ -391,9 +400,8 @@ fn run_follower(
 ) {
     match setup.form() {
         Ok(mut rank) => {
-            if let Err(failure) = follow(&mut rank, steps) {
-                setup.ended(failure);
-            }
+            let failure = follow(&mut rank, steps);
+            setup.ended(failure);
             setup.keep(rank);
         }
         Err(failure) => setup.ended(failure),

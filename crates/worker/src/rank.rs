@@ -162,8 +162,15 @@ impl Setup {
             return;
         }
         let FormGroup { group, epoch, .. } = self.formation.order;
-        tracing::error!(group = group.0, epoch = epoch.0, rank = self.rank, reason, "rank failed");
-        self.report(Report::Failed { group, epoch, rank: self.rank, reason, blames });
+        let (g, e, rank) = (group.0, epoch.0, self.rank);
+        match blames {
+            // Whoever is at fault, or the coordinator, says more.
+            Some(peer) => {
+                tracing::warn!(group = g, epoch = e, rank, peer, reason, "rank ended");
+            }
+            None => tracing::error!(group = g, epoch = e, rank, reason, "rank failed"),
+        }
+        self.report(Report::Failed { group, epoch, rank, reason, blames });
     }
 
     /// Lets go of the peers and leaves the weights to the device's next rank.
@@ -252,11 +259,12 @@ impl Drop for Setup {
     }
 }
 
-/// Runs steps on a rank that does not lead, until the sender is gone or a step fails.
+/// Runs steps on a rank that does not lead, until a step fails or the leader's stream of steps
+/// breaks; says which.
 pub(crate) fn follow(
     rank: &mut Rank,
     steps: &mpsc::Receiver<(Step, channel::UnboundedSender<StepDone>)>,
-) -> Result<(), Failure> {
+) -> Failure {
     while let Ok((step, done)) = steps.recv() {
         rank.pulse.begin(&step);
         let result = rank.decoder.forward(&step, rank.collective.as_mut(), &mut |_| {});
@@ -266,10 +274,10 @@ pub(crate) fn follow(
         // A leader that went away learns nothing; the coordinator decides what follows.
         let _ = done.send(StepDone { number: step.number, error });
         if let Some(failure) = failure {
-            return Err(failure);
+            return failure;
         }
     }
-    Ok(())
+    Failure { reason: "the stream of steps from rank 0 broke".to_owned(), blames: Some(0) }
 }
 
 /// A step was run, or not.

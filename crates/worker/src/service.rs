@@ -97,8 +97,14 @@ impl pb::worker_server::Worker for Service {
                             }
                             Err(status) => Err(status),
                         },
-                        // The leader is gone; the coordinator decides what follows.
-                        Some(Err(_)) | None => return,
+                        // A leader that ends by itself says so to the coordinator.
+                        None => return,
+                        Some(Err(_)) => {
+                            if let Some((group, epoch, rank)) = origin {
+                                groups.left_alone(group, epoch, rank);
+                            }
+                            return;
+                        }
                     },
                     Some(step) = finished.next() => {
                         let StepDone { number, error } = step;

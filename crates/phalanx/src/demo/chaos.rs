@@ -60,7 +60,7 @@ pub(super) async fn tell(
     show: &Show,
 ) -> anyhow::Result<()> {
     let victim = victim(status).context("no group serves")?;
-    show.note("First, undisturbed.");
+    show.note("\nFirst, undisturbed.");
     show.question(&args.prompt);
     let (gold, _) = super::ask(args, http, show).await?;
     show.note(&format!(
@@ -121,6 +121,7 @@ async fn disturb(
             break;
         }
     }
+    ensure!(!asking.is_finished(), "the answer was over before the worker could be killed");
     let killed = Instant::now();
     processes.kill(&victim.name).await?;
     show.piece(&format!(" [{} is killed] ", victim.name));
@@ -201,7 +202,8 @@ impl Story {
             }
             match group.phase.as_str() {
                 "forming" | "loading" if epoch > 1 => {
-                    self.tell(at, format!("epoch {epoch} is planned: {}", holdings(group)));
+                    let plan = holdings(group, &status.nodes);
+                    self.tell(at, format!("epoch {epoch} is planned: {plan}"));
                 }
                 "serving" if epoch > 1 => self.tell(at, format!("epoch {epoch} serves")),
                 _ => {}
@@ -217,17 +219,20 @@ impl Story {
     }
 }
 
-/// Which node holds which stripes.
-fn holdings(group: &pb::GroupStatus) -> String {
+/// Who holds which stripes.
+fn holdings(group: &pb::GroupStatus, nodes: &[pb::NodeStatus]) -> String {
     let ranks = group.plan.iter().flat_map(|plan| &plan.ranks);
     let one = |rank: &pb::RankPlan| {
-        format!("node {} holds {}", rank.node, crate::status::runs(&rank.stripes))
+        let name = nodes.iter().find(|node| node.node == rank.node).map(|node| node.name.as_str());
+        let name = name.unwrap_or("a worker");
+        format!("{name} holds {}", crate::status::runs(&rank.stripes))
     };
     ranks.map(one).collect::<Vec<_>>().join(", ")
 }
 
+/// To a tenth: what is below is noise.
 fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
+    (duration.as_secs_f64() * 1e4).round() / 10.0
 }
 
 fn as_json(outcome: &Outcome, same: bool) -> serde_json::Value {
@@ -261,11 +266,14 @@ fn tale(outcome: &Outcome, same: bool) -> Vec<String> {
         lines.push(format!("  {:>6.1} ms  {what}", milliseconds(*at)));
     }
     lines.push(String::new());
+    let left = match outcome.ranks_left {
+        1 => "one rank is left".to_owned(),
+        ranks => format!("{ranks} ranks are left"),
+    };
+    let pause = milliseconds(outcome.pause);
+    lines.push(format!("The client waited {pause:.0} ms and saw no error; {left}."));
     lines.push(format!(
-        "The client waited {:.0} ms and saw no error. {} ranks are left. {} KiB of the model went \
-         with the worker; {} KiB were read again.",
-        milliseconds(outcome.pause),
-        outcome.ranks_left,
+        "{} KiB of the model went with the worker, and {} KiB were read again.",
         outcome.victim.bytes >> 10,
         outcome.bytes_read >> 10,
     ));
