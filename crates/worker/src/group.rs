@@ -139,8 +139,8 @@ impl Groups {
         })
     }
 
-    /// The stream on which the leader of a group sent steps to a rank here broke. A rank in the middle of a
-    /// step learns more from its collective; one that waits for the next step ends now.
+    /// The stream on which the leader of a group sent steps to a rank here broke. A rank in the
+    /// middle of a step learns more from its collective; one that waits for the next step ends now.
     pub(crate) fn left_alone(&self, group: GroupId, epoch: Epoch, rank: usize) {
         let mut hosted = self.lock();
         if let Some(one) = hosted.get_mut(&group).filter(|one| one.epoch == epoch) {

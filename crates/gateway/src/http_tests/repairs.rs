@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use tonic::Code;
+
 use super::leader::Rule;
 use super::*;
 
@@ -185,4 +187,42 @@ async fn requests_wait_for_a_group_that_is_repaired_but_not_for_ever() {
         assert_eq!((late.status, &late.error()["code"]), (503, &json!("model_not_ready")));
         assert!(late.text().contains("group 3 forms") && late.header("retry-after").is_some());
     }
+}
+
+#[tokio::test]
+async fn health_names_what_stalls_and_takes_nobody_busy_for_dead() {
+    let why = "a step has taken 900 ms, in the sum of attention in layer 1: rank 1 on node 3 does \
+               not answer";
+    let server = Server::start(Rule { stalled: why.to_owned(), ..Rule::default() }).await;
+    for path in ["/health", "/readyz"] {
+        let sick = server.get(path).await;
+        assert_eq!((sick.status, sick.text().contains(why)), (503, true), "{}", sick.text());
+    }
+    assert_eq!(server.get("/livez").await.status, 200);
+    // Idle, it has to give a token; nobody asks it twice within a moment.
+    let server = Server::start(Rule::default()).await;
+    for _ in 0..3 {
+        assert_eq!(server.get("/readyz").await.status, 200);
+    }
+    let asked: Vec<String> = server.leader.seen().into_iter().map(|one| one.request_id).collect();
+    assert_eq!(asked, ["canary"]);
+    // One that gives none is not well, until it is seen to compute.
+    let server = Server::start(Rule { refuse: Some(Code::Unavailable), ..Rule::default() }).await;
+    let sick = server.get("/readyz").await;
+    assert_eq!((sick.status, sick.text().contains("gives no token")), (503, true));
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    assert_eq!(server.get("/readyz").await.status, 200, "its steps go on: it is busy");
+}
+
+#[tokio::test]
+async fn startup_is_over_once_a_group_has_served() {
+    let server = Server::start(Rule::default()).await;
+    let route = server.view.get();
+    server.view.set(nothing("2 of 3 ranks have joined", Outlook::Wished));
+    let early = server.get("/startupz").await;
+    assert_eq!((early.status, early.text().contains("2 of 3 ranks")), (503, true));
+    server.view.set(route);
+    assert_eq!(server.get("/startupz").await.status, 200);
+    server.view.set(nothing("group 3 forms", Outlook::Returns));
+    assert_eq!(server.get("/startupz").await.status, 200, "a repair is no start");
 }
