@@ -9,7 +9,7 @@ use std::time::Duration;
 use collective::tcp::Endpoint;
 use collective::{Collective, Link, Membership, TreeCollective};
 use compute::{CpuDevice, KernelClass};
-use decoder::{CacheSize, Checkpoint, Decoder, RankShape, sample};
+use decoder::{CacheSize, Checkpoint, Decoder, Kept, LoadProgress, RankShape, sample};
 use engine::{
     EngineConfig, Event, Request, Sampled, Sampling, Scheduler, SeqId, SequenceOutput, Step,
     StepOutput, StopRules, Want,
@@ -38,6 +38,8 @@ pub struct Setup {
     pub blocks: usize,
     /// Sums partials one after the other instead of along the tree: a deliberate mistake.
     pub wrong_order: bool,
+    /// By rank: the stripes that its device held in a group before, whose weights it takes over.
+    pub held: Vec<Vec<usize>>,
 }
 
 impl Setup {
@@ -59,6 +61,7 @@ impl Setup {
             chunk: 512,
             blocks: 512,
             wrong_order: false,
+            held: Vec::new(),
         }
     }
 
@@ -247,23 +250,9 @@ fn make(
     rank: usize,
     link: Box<dyn Link>,
 ) -> Rank {
-    let device = CpuDevice::new(setup.threads, setup.kernels).expect("a CPU device");
-    let plan = RankPlan {
-        rank,
-        node: NodeId(1),
-        device: rank,
-        stripes: setup.owners[rank].clone(),
-        weight_bytes: 0,
-        kv_bytes: 0,
-    };
-    let shape = RankShape {
-        stripes: setup.stripes(),
-        plan: &plan,
-        experts: setup.experts,
-        compute: setup.compute,
-        cache: CacheSize { blocks: setup.blocks, block_tokens: 16, context: spec.context },
-    };
-    let decoder = Decoder::load(device, Arc::clone(spec), shape, checkpoint, &mut |_| true);
+    let before = setup.held.get(rank).map(|held| load(spec, checkpoint, setup, held, None));
+    let before = before.map(|(decoder, _)| decoder.into_weights());
+    let (decoder, _) = load(spec, checkpoint, setup, &setup.owners[rank], before);
     let owners = setup.owners.clone();
     let tree = TreeCollective::new(link, setup.stripes(), owners).expect("a partition");
     let collective: Box<dyn Collective<CpuDevice>> = if setup.wrong_order {
@@ -271,7 +260,37 @@ fn make(
     } else {
         Box::new(tree)
     };
-    (decoder.expect("a rank that loads"), collective)
+    (decoder, collective)
+}
+
+/// Loads a rank of those stripes, after what its device held before; also the bytes read.
+///
+/// # Panics
+/// Where it does not load: this is for tests.
+pub fn load(
+    spec: &Arc<ModelSpec>,
+    checkpoint: &Checkpoint,
+    setup: &Setup,
+    stripes: &[usize],
+    mut before: Option<Kept<CpuDevice>>,
+) -> (Decoder<CpuDevice>, u64) {
+    let device = CpuDevice::new(setup.threads, setup.kernels).expect("a CPU device");
+    let (rank, node, stripes) = (0, NodeId(1), stripes.to_vec());
+    let plan = RankPlan { rank, node, device: 0, stripes, weight_bytes: 0, kv_bytes: 0 };
+    let shape = RankShape {
+        stripes: setup.stripes(),
+        plan: &plan,
+        experts: setup.experts,
+        compute: setup.compute,
+        cache: CacheSize { blocks: setup.blocks, block_tokens: 16, context: spec.context },
+    };
+    let (spec, mut read) = (Arc::clone(spec), 0);
+    let mut progress = |progress: LoadProgress| {
+        read = progress.bytes_read;
+        true
+    };
+    let decoder = Decoder::load_after(&mut before, device, spec, shape, checkpoint, &mut progress);
+    (decoder.expect("a rank that loads"), read)
 }
 
 /// Bytes of a checkpoint that a rank with these stripes out of eight reads.

@@ -36,7 +36,7 @@ pub use integrity::IntegrityError;
 pub use node::{Coordinator, Node, NodeInfo, Role, Standing, Token};
 pub use outcome::{Done, Outcome, Refusal};
 pub use planner::NodeId;
-pub use reconcile::{Observation, reconcile, waiting_for};
+pub use reconcile::{Observation, degraded, reconcile, waiting_for};
 pub use rejected::{Code, Rejected};
 pub use snapshot::{RestoreError, Snapshot};
 pub use state::ClusterState;

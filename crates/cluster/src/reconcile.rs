@@ -13,6 +13,13 @@ pub struct Observation {
     pub paused: BTreeSet<GroupId>,
     /// Nodes that could be told now; `None` stands for all.
     pub reachable: Option<BTreeSet<NodeId>>,
+    /// Groups that may go on with fewer ranks than are wished for: some of their ranks are there
+    /// and hold their stripes, and nobody waits for the others.
+    pub narrow: BTreeSet<GroupId>,
+    /// Groups with fewer ranks than are wished for that may take in spare devices.
+    pub widen: BTreeSet<GroupId>,
+    /// Nodes whose ranks failed a moment ago: they get none where it goes without them.
+    pub avoid: BTreeSet<NodeId>,
 }
 
 impl Observation {
@@ -25,11 +32,13 @@ impl Observation {
 /// or nothing can be done. In this order, each assuming that those before it were accepted:
 ///
 /// 1. Groups that nobody wishes for any more are retired; those that do not serve go first.
-/// 2. Fenced groups are placed again, under their number and their next epoch. Ranks stay on the
-///    devices that held one before, as far as those are there.
+/// 2. Fenced groups are placed again, under their number and their next epoch. Ranks whose devices
+///    are there keep their stripes; what is lost goes to spare devices, or where those lack and the
+///    group may be narrow, to the ranks that stay, or to fewer ranks elsewhere.
 /// 3. Groups with a rank on a node that drains, or that their deployment no longer allows, move,
 ///    if there is room elsewhere; if not, they stay until there is.
-/// 4. Groups that are missing are placed.
+/// 4. Narrow groups take in spare devices.
+/// 5. Groups that are missing are placed.
 ///
 /// Spare devices stay idle until a group needs them.
 pub fn reconcile(state: &ClusterState, seen: &Observation) -> Vec<Command> {
@@ -38,6 +47,7 @@ pub fn reconcile(state: &ClusterState, seen: &Observation) -> Vec<Command> {
     work.retire_surplus();
     work.repair();
     work.relocate();
+    work.widen();
     work.grow();
     work.commands
 }
@@ -61,6 +71,21 @@ pub fn waiting_for(state: &ClusterState, name: &str) -> Option<String> {
     })
 }
 
+/// What a deployment lacks although as many groups serve as are wished for, in words for an
+/// operator; `None` when it lacks nothing.
+pub fn degraded(state: &ClusterState, name: &str) -> Option<String> {
+    let (wish, _) = wish(state, name)?;
+    let narrow = state.groups_of(name).find(|(_, group)| narrow(group, wish));
+    narrow.map(|(id, group)| {
+        format!("group {id} serves on {} of {} ranks", group.plan.ranks.len(), wish.ranks)
+    })
+}
+
+/// Whether the group serves with fewer ranks than are wished for.
+fn narrow(group: &Group, wish: &Deployment) -> bool {
+    serves(group) && group.plan.ranks.len() < wish.ranks
+}
+
 fn why_not(state: &ClusterState, wish: &Deployment, model: &Model) -> String {
     let mut groups = state.groups_of(&wish.name);
     if let Some((id, group)) = groups.find(|(_, group)| group.live() && !serves(group)) {
@@ -73,7 +98,7 @@ fn why_not(state: &ClusterState, wish: &Deployment, model: &Model) -> String {
     if free < wish.ranks {
         return format!("{free} of {} ranks have joined", wish.ranks);
     }
-    match room.plan(wish, model, None) {
+    match room.plan(wish, model, wish.ranks) {
         Ok(_) => "a group is about to be placed".to_owned(),
         Err(error) => error.to_string(),
     }
@@ -135,14 +160,39 @@ impl Work<'_> {
         }
     }
 
+    fn widen(&mut self) {
+        let state = self.room.state;
+        for &id in &self.seen.widen {
+            let Some(group) = state.groups().get(&id).filter(|group| serves(group)) else {
+                continue;
+            };
+            let Some((wish, model)) = wish(state, &group.deployment) else { continue };
+            if !narrow(group, wish) {
+                continue;
+            }
+            self.room.release(group);
+            self.room.avoiding = true;
+            let wider = self.room.repaired(wish, model, &group.plan);
+            self.room.avoiding = false;
+            let wider = wider.filter(|plan| plan.ranks.len() > group.plan.ranks.len());
+            match (group.next_epoch(), wider) {
+                (Some(epoch), Some(plan)) if !self.room.gone.contains(&id) => {
+                    self.place(id, &wish.name, epoch, plan);
+                }
+                _ => self.room.hold(&group.plan),
+            }
+        }
+    }
+
     /// Whether the group's next incarnation was proposed.
     fn place_again(&mut self, id: GroupId, group: &Group) -> bool {
         if self.room.gone.contains(&id) || self.seen.paused.contains(&id) {
             return false;
         }
         let Some((wish, model)) = wish(self.room.state, &group.deployment) else { return false };
-        match (group.next_epoch(), self.room.plan(wish, model, Some(&group.plan))) {
-            (Some(epoch), Ok(plan)) => {
+        let narrow = self.seen.narrow.contains(&id);
+        match (group.next_epoch(), self.room.plan_again(wish, model, &group.plan, narrow)) {
+            (Some(epoch), Some(plan)) => {
                 self.place(id, &wish.name, epoch, plan);
                 true
             }
@@ -157,7 +207,7 @@ impl Work<'_> {
             let there = state.groups_of(name).count();
             for _ in there..wish.replicas {
                 let Some(id) = self.next.next() else { return };
-                let Ok(plan) = self.room.plan(wish, model, None) else { break };
+                let Ok(plan) = self.room.plan(wish, model, wish.ranks) else { break };
                 self.next = id;
                 self.place(id, name, Epoch::FIRST, plan);
             }
@@ -178,6 +228,8 @@ struct Room<'a> {
     taken: BTreeSet<(NodeId, usize)>,
     /// Groups that are about to be retired.
     gone: BTreeSet<GroupId>,
+    /// Nodes to be avoided have nothing free at the moment.
+    avoiding: bool,
 }
 
 /// By node: its free devices, and their numbers.
@@ -185,7 +237,7 @@ type Free = BTreeMap<NodeId, Vec<(usize, DeviceSpec)>>;
 
 impl<'a> Room<'a> {
     fn new(state: &'a ClusterState, seen: &'a Observation) -> Self {
-        Self { state, seen, taken: state.taken(None), gone: BTreeSet::new() }
+        Self { state, seen, taken: state.taken(None), gone: BTreeSet::new(), avoiding: false }
     }
 
     fn hold(&mut self, plan: &ShardPlan) {
@@ -211,7 +263,9 @@ impl<'a> Room<'a> {
     fn free(&self, wish: &Deployment) -> Free {
         let open = self.state.nodes().iter().filter(|(id, node)| {
             let holds = |digest: &str| node.info.as_ref().is_some_and(|i| i.model_digest == digest);
-            node.open() && wish.allows(**id) && self.seen.reaches(**id) && holds(&wish.digest)
+            let avoided = self.avoiding && self.seen.avoid.contains(id);
+            let there = node.open() && self.seen.reaches(**id) && !avoided;
+            there && wish.allows(**id) && holds(&wish.digest)
         });
         let free = open.map(|(&id, node)| {
             let devices = node.devices().iter().cloned().enumerate();
@@ -220,57 +274,105 @@ impl<'a> Room<'a> {
         free.collect()
     }
 
-    /// A plan over free devices; over those that `before` names, as far as they are free and as
-    /// many others as it takes, if that fits.
-    fn plan(
+    /// A plan for that many ranks over free devices.
+    fn plan(&self, wish: &Deployment, model: &Model, ranks: usize) -> Result<ShardPlan, PlanError> {
+        let free = self.free(wish);
+        let made = plan(&model.spec, &specs(&free), &limits(wish, model, ranks))?;
+        Ok(named(made, &free))
+    }
+
+    /// The plan after `before`: what is there stays, if that gives as many ranks as are wished for;
+    /// else all anew, if that does; else, for a group that may be narrow, what is there with fewer
+    /// ranks, or as many as possible anew. All of that without nodes to be avoided, if it goes.
+    fn plan_again(
+        &mut self,
+        wish: &Deployment,
+        model: &Model,
+        before: &ShardPlan,
+        narrow: bool,
+    ) -> Option<ShardPlan> {
+        if !self.seen.avoid.is_empty() {
+            self.avoiding = true;
+            let plan = self.plan_with(wish, model, before, narrow);
+            self.avoiding = false;
+            if plan.is_some() {
+                return plan;
+            }
+        }
+        self.plan_with(wish, model, before, narrow)
+    }
+
+    fn plan_with(
         &self,
         wish: &Deployment,
         model: &Model,
-        before: Option<&ShardPlan>,
-    ) -> Result<ShardPlan, PlanError> {
-        let free = self.free(wish);
-        let near = before.map(|before| nearest(&free, before, wish.ranks));
-        match near.map(|near| plan_over(&near, wish, model)) {
-            Some(Ok(plan)) => Ok(plan),
-            _ => plan_over(&free, wish, model),
+        before: &ShardPlan,
+        narrow: bool,
+    ) -> Option<ShardPlan> {
+        let repaired = self.repaired(wish, model, before);
+        let whole = |plan: &ShardPlan| plan.ranks.len() == wish.ranks;
+        if repaired.as_ref().is_some_and(whole) {
+            return repaired;
         }
+        if let Ok(plan) = self.plan(wish, model, wish.ranks) {
+            return Some(plan);
+        }
+        if !narrow {
+            return None;
+        }
+        let mut fewer = (1..wish.ranks).rev();
+        repaired.or_else(|| fewer.find_map(|n| self.plan(wish, model, n).ok()))
+    }
+
+    /// `before` without the devices that are gone, and with spare ones in their place as far as
+    /// there are any. None where nothing of it is there, or what is there has no room.
+    fn repaired(&self, wish: &Deployment, model: &Model, before: &ShardPlan) -> Option<ShardPlan> {
+        if before.stripes != wish.stripe_count(&model.spec) {
+            return None;
+        }
+        let free = self.free(wish);
+        let place = |node: &NodeId, device: usize| {
+            free.get(node)?.iter().position(|(own, _)| *own == device)
+        };
+        // In the planner's numbers; a device that is not there has none.
+        let mut known = before.clone();
+        for rank in &mut known.ranks {
+            rank.device = place(&rank.node, rank.device).unwrap_or(usize::MAX);
+        }
+        if known.ranks.iter().all(|rank| rank.device == usize::MAX) {
+            return None;
+        }
+        let limits = limits(wish, model, wish.ranks);
+        let made = planner::repair(&model.spec, &known, &specs(&free), &limits).ok()?;
+        Some(named(made, &free))
     }
 }
 
-/// Of the free devices: those that the plan names, and the first of the others, `ranks` in all.
-fn nearest(free: &Free, before: &ShardPlan, ranks: usize) -> Free {
-    let held: BTreeSet<(NodeId, usize)> =
-        before.ranks.iter().map(|rank| (rank.node, rank.device)).collect();
-    let all = free.iter().flat_map(|(&node, devices)| devices.iter().map(move |one| (node, one)));
-    let (kept, others): (Vec<_>, Vec<_>) =
-        all.partition(|(node, (device, _))| held.contains(&(*node, *device)));
-    let mut near = Free::new();
-    for (node, one) in kept.into_iter().chain(others).take(ranks) {
-        near.entry(node).or_default().push(one.clone());
-    }
-    near.values_mut().for_each(|devices| devices.sort_by_key(|(device, _)| *device));
-    near
-}
-
-/// The planner numbers the devices that it is given; the plan names them by their own numbers.
-fn plan_over(free: &Free, wish: &Deployment, model: &Model) -> Result<ShardPlan, PlanError> {
+/// What the planner is shown: it numbers the devices that it is given.
+fn specs(free: &Free) -> Vec<NodeSpec> {
     let nodes = free.iter().map(|(&id, devices)| NodeSpec {
         id,
         devices: devices.iter().map(|(_, spec)| spec.clone()).collect(),
     });
-    let nodes: Vec<NodeSpec> = nodes.collect();
-    let limits = Limits {
-        stripes: Some(wish.stripe_count(&model.spec)),
-        ranks: Some(wish.ranks),
-        experts: wish.experts,
-        compute: wish.compute,
-        kv_blocks: wish.kv_blocks,
-        block_tokens: wish.block_tokens,
-    };
-    let mut plan = plan(&model.spec, &nodes, &limits)?;
+    nodes.collect()
+}
+
+/// The planner's plan, with the devices' own numbers.
+fn named(mut plan: ShardPlan, free: &Free) -> ShardPlan {
     for rank in &mut plan.ranks {
         let own = free.get(&rank.node).and_then(|devices| devices.get(rank.device));
         rank.device = own.map_or(rank.device, |(device, _)| *device);
     }
-    Ok(plan)
+    plan
+}
+
+fn limits(wish: &Deployment, model: &Model, ranks: usize) -> Limits {
+    Limits {
+        stripes: Some(wish.stripe_count(&model.spec)),
+        ranks: Some(ranks),
+        experts: wish.experts,
+        compute: wish.compute,
+        kv_blocks: wish.kv_blocks,
+        block_tokens: wish.block_tokens,
+    }
 }

@@ -164,8 +164,8 @@ impl ClusterState {
             return Ok(());
         };
         group.plan.check(&model.spec)?;
-        let shape = (group.plan.stripes, group.plan.ranks.len());
-        if shape != (wish.stripe_count(&model.spec), wish.ranks) {
+        let (stripes, ranks) = (group.plan.stripes, group.plan.ranks.len());
+        if stripes != wish.stripe_count(&model.spec) || ranks > wish.ranks {
             return Err(bad("plan", "has another shape than the deployment").into());
         }
         Ok(())

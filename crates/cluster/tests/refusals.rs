@@ -237,8 +237,9 @@ fn plans_that_the_state_contradicts() {
     assert_eq!(rejected, Rejected::NodeGone { node: NodeId(3) });
     let rejected = refuse(&mut state, place(1, 1, &[1, 7]));
     assert_eq!(rejected, Rejected::UnknownNode { node: NodeId(7) });
-    let rejected = refuse(&mut state, place(1, 1, &[1]));
-    assert_eq!(rejected, Rejected::OtherPlan { stripes: 8, ranks: 1 });
+    apply(&mut state, Command::Undrain { node: NodeId(4) }).unwrap();
+    let rejected = refuse(&mut state, place(1, 1, &[1, 2, 4]));
+    assert_eq!(rejected, Rejected::OtherPlan { stripes: 8, ranks: 3 });
 
     let spoilt = |spoil: fn(&mut planner::ShardPlan)| {
         let mut plan = plan_on(&[1, 2]);

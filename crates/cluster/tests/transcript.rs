@@ -137,7 +137,7 @@ fn proposals(state: &ClusterState, line: &str) -> Vec<Proposal> {
     let words = Words(words);
     if verb == "reconcile" {
         let paused = words.rest(1).into_iter().map(GroupId).collect();
-        let commands = reconcile(state, &Observation { paused, reachable: None });
+        let commands = reconcile(state, &Observation { paused, ..Observation::default() });
         return commands.into_iter().map(Proposal::from).collect();
     }
     let command = node_command(verb, &words)

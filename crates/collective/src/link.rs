@@ -126,6 +126,23 @@ pub enum CollectiveError {
     },
 }
 
+impl CollectiveError {
+    /// The rank that did not do its part: it is gone, late, or sends what cannot be.
+    pub fn peer(&self) -> Option<usize> {
+        match self {
+            Self::Closed { peer, .. }
+            | Self::Timeout { peer, .. }
+            | Self::WrongEpoch { peer, .. }
+            | Self::OutOfOrder { peer, .. }
+            | Self::Mismatch { peer, .. }
+            | Self::Malformed { peer, .. }
+            | Self::Io { peer, .. } => Some(*peer),
+            Self::Unformed { missing, .. } => missing.first().copied(),
+            Self::Aborted | Self::Bind { .. } | Self::Refused { .. } | Self::Invalid { .. } => None,
+        }
+    }
+}
+
 /// Something that can be stopped from another thread.
 pub trait Abort: Send + Sync {
     /// Makes every blocked and later operation fail at once, here and (as closed) at the peers.

@@ -138,13 +138,34 @@ impl Waiting {
     }
 }
 
+/// The leader's clock. It stands still while nobody looks at it: a silence that this process has
+/// slept through, because it was stopped or others had the processor, says nothing about workers
+/// whose heartbeats wait to be read. Leases get longer by that here and end at the workers first.
+struct Clock {
+    time: Duration,
+    looked: Instant,
+}
+
+impl Clock {
+    /// Longest time between two looks that counts. Ticks come far more often.
+    const GAP: Duration = Duration::from_millis(250);
+
+    /// Milliseconds now.
+    fn look(&mut self, now: Instant) -> u64 {
+        let away = now.saturating_duration_since(self.looked);
+        self.looked = now;
+        self.time += away.min(Self::GAP);
+        u64::try_from(self.time.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
 /// The owner of everything that decides.
 pub(crate) struct Driver<S: LogStore> {
     replica: Replica<S, ClusterMachine>,
     leader: Leader,
     peers: Peers,
     published: Published,
-    began: Instant,
+    clock: Clock,
     waiting: BTreeMap<u64, Waiting>,
     next_request: u64,
     sessions: BTreeMap<SessionId, Line>,
@@ -167,7 +188,7 @@ impl<S: LogStore> Driver<S> {
             leader: Leader::new(timing, 1),
             peers,
             published,
-            began: Instant::now(),
+            clock: Clock { time: Duration::ZERO, looked: Instant::now() },
             waiting: BTreeMap::new(),
             next_request: CLIENTS,
             sessions: BTreeMap::new(),
@@ -422,7 +443,7 @@ impl<S: LogStore> Driver<S> {
 
     /// Hands an input to the leader's duties and does what they say.
     fn lead(&mut self, input: leader::Input) {
-        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now = self.clock.look(Instant::now());
         let status = self.replica.status();
         let sight = Sight { now, cluster: self.replica.machine().state(), replica: &status };
         for output in self.leader.handle(sight, input) {
@@ -479,5 +500,21 @@ fn refusal(why: &Rejected) -> Status {
         Rejected::AddressTaken { .. } => Status::already_exists(text),
         Rejected::Full { .. } => Status::resource_exhausted(text),
         _ => Status::failed_precondition(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_that_nobody_saw_does_not_count() {
+        let began = Instant::now();
+        let mut clock = Clock { time: Duration::ZERO, looked: began };
+        let ms = Duration::from_millis;
+        assert_eq!(clock.look(began + ms(20)), 20);
+        assert_eq!(clock.look(began + ms(120)), 120);
+        assert_eq!(clock.look(began + ms(5_120)), 370, "it was away");
+        assert_eq!(clock.look(began + ms(5_140)), 390);
     }
 }

@@ -10,12 +10,15 @@
 mod leases;
 mod members;
 mod orders;
+mod repairs;
 
 use std::collections::BTreeMap;
 
-use cluster::{ClusterState, Command, Epoch, Event, GroupId, NodeInfo, Observation, Rejected};
+use cluster::{ClusterState, Command, Epoch, Event, GroupId, NodeInfo, Rejected};
 use planner::NodeId;
 use wire::{Held, Order, Report};
+
+use self::repairs::Repairs;
 
 use crate::replica::{MemberChange, ReplicaStatus};
 
@@ -198,6 +201,7 @@ pub struct Leader {
     wavers: u64,
     next_number: u64,
     pauses: BTreeMap<GroupId, Pause>,
+    repairs: Repairs,
     progress: Progress,
     /// Since when a learner has been near the end of the log.
     caught_up: BTreeMap<NodeId, u64>,
@@ -231,6 +235,7 @@ impl Leader {
             wavers: 0,
             next_number: first_number,
             pauses: BTreeMap::new(),
+            repairs: Repairs::default(),
             progress: Progress::new(),
             caught_up: BTreeMap::new(),
             members_after: 0,
@@ -273,6 +278,7 @@ impl Leader {
                 self.propose(subject, command);
             }
             self.leases(sight.cluster);
+            self.stalls(sight.cluster);
             self.plan(sight.cluster);
             self.members(sight);
         }
@@ -299,6 +305,7 @@ impl Leader {
         self.again.clear();
         self.wavers = 0;
         self.pauses.clear();
+        self.repairs = Repairs::default();
         self.progress.clear();
         self.caught_up.clear();
     }
@@ -338,15 +345,7 @@ impl Leader {
         if self.is_pending(Subject::Plan) {
             return;
         }
-        let now = self.now;
-        let paused = self.pauses.iter().filter(|(_, pause)| pause.until > now);
-        let observation = Observation {
-            paused: paused.map(|(&group, _)| group).collect(),
-            // What is placed on a node that has not come to this leader yet would wait for it.
-            reachable: Some(
-                self.sessions.values().filter(|s| s.admitted).map(|s| s.node).collect(),
-            ),
-        };
+        let observation = self.observe(cluster);
         for command in cluster::reconcile(cluster, &observation) {
             let number = self.number(Subject::Plan, None);
             self.out.push(Output::Propose { number, command });
@@ -391,6 +390,7 @@ impl Leader {
         if !self.leading {
             return;
         }
+        self.note_repairs(cluster, events);
         for event in events {
             match event {
                 Event::GroupPlaced { group, .. } => self.order_formation(cluster, *group),
@@ -408,8 +408,10 @@ impl Leader {
                     self.order_retirement(*group, *epoch, nodes, reason);
                 }
                 // A rank fails when its peer dies. Now that the peer is known to be gone, there is
-                // nothing to wait for: a spare may take its place at once.
-                Event::NodeLost { .. } => self.pauses.values_mut().for_each(|p| p.until = 0),
+                // nothing to wait for: others may take its place at once.
+                Event::NodeLost { node } | Event::NodeSuspect { node } => {
+                    self.hasten(cluster, *node);
+                }
                 Event::NodeLeft { node } => {
                     self.dismiss(*node);
                     if let Some(order) = orders::roll(cluster) {

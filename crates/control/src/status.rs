@@ -1,6 +1,6 @@
 //! What an operator sees: the state, how far ranks have loaded, how consensus stands.
 
-use cluster::{ClusterState, Deployment, Group, GroupId, Node, Phase, waiting_for};
+use cluster::{ClusterState, Deployment, Group, GroupId, Node, Phase, degraded, waiting_for};
 use planner::NodeId;
 use wire::pb;
 
@@ -60,6 +60,7 @@ fn deployment_status(state: &ClusterState, deployment: &Deployment) -> pb::Deplo
         deployment: Some(wire::deployment_to_wire(deployment)),
         serving: u32::try_from(serving).unwrap_or(u32::MAX),
         waiting_for: waiting_for(state, &deployment.name).unwrap_or_default(),
+        degraded: degraded(state, &deployment.name).unwrap_or_default(),
     }
 }
 

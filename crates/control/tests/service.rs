@@ -59,7 +59,7 @@ async fn a_worker_that_fails_leaves_or_breaks_off_costs_its_group_an_epoch() {
     coordinator.until(|state| state.route("tiny").is_some()).await;
     let (group, epoch) = (form.group, form.epoch);
     let reason = "broken".to_owned();
-    worker.report(Report::Failed { group, epoch, rank: 0, reason }).await;
+    worker.report(Report::Failed { group, epoch, rank: 0, reason, blames: None }).await;
     assert!(matches!(worker.next().await, Ok(Order::Retire { .. })));
     let again = worker.form().await;
     assert_eq!((again.group, again.epoch), (group, epoch.next()));

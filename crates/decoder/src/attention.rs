@@ -3,7 +3,7 @@
 use collective::Collective;
 use compute::{Device, RopeTable};
 
-use crate::forward::{After, Batch, Decoder, ForwardError, Scratch};
+use crate::forward::{After, Batch, Decoder, ForwardError, Place, Scratch};
 use crate::latent;
 use crate::weights::{AttentionWeights, GroupedWeights};
 
@@ -35,6 +35,7 @@ impl<D: Device> Decoder<D> {
             w.output.iter().enumerate().map(|(i, p)| p.inward(0..rows, i * rows)).collect();
         device.matmul(&s.inner, &segments, &mut s.partials)?;
         let after = After {
+            place: Place::Attention { layer },
             hidden,
             bias: w.output_bias.as_deref(),
             norm: w.attention_post_norm.as_deref(),

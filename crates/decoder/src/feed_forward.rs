@@ -5,7 +5,7 @@ use std::ops::Range;
 use collective::Collective;
 use compute::{Device, ELSEWHERE, Routes, Routing};
 
-use crate::forward::{After, Batch, Decoder, ForwardError, Scratch};
+use crate::forward::{After, Batch, Decoder, ForwardError, Place, Scratch};
 use crate::weights::{ExpertsWeights, FeedForwardWeights, Gated, across};
 
 impl<D: Device> Decoder<D> {
@@ -23,7 +23,8 @@ impl<D: Device> Decoder<D> {
         device.rms_norm(&s.x, &w.feed_forward_norm, eps, &mut s.h)?;
         let norm = w.feed_forward_post_norm.as_deref();
         let scale = self.spec.branch_scale;
-        let mut after = After { hidden, bias: None, norm, scale, eps };
+        let mut after =
+            After { place: Place::FeedForward { layer }, hidden, bias: None, norm, scale, eps };
         match &w.feed_forward {
             FeedForwardWeights::Dense { network, down_bias } => {
                 gated(device, s, Source::Dense, &[(network, 0..rows)], hidden)?;
@@ -93,7 +94,7 @@ fn route<D: Device>(
     rows: usize,
 ) -> Result<Routes, ForwardError> {
     device.reshape(&mut s.wide, rows, w.experts.len())?;
-    let mut segment = across(&w.router, rows, 0, 0);
+    let mut segment = across(w.router.as_ref(), rows, 0, 0);
     segment.bias = w.router_bias.as_deref();
     device.matmul(&s.h, &[segment], &mut s.wide)?;
     let routing = Routing { correction: w.correction.as_deref(), ..w.routing };
@@ -144,7 +145,7 @@ fn shared<D: Device>(
         return Ok(());
     };
     device.reshape(&mut s.wide, rows, 1)?;
-    device.matmul(&s.h, &[across(router, rows, 0, 0)], &mut s.wide)?;
+    device.matmul(&s.h, &[across(router.as_ref(), rows, 0, 0)], &mut s.wide)?;
     device.add_gated(&mut s.partials, &s.expert, &s.wide, network.down.len())?;
     Ok(())
 }

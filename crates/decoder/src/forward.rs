@@ -7,6 +7,7 @@ use compute::{AttendSpan, Device, DeviceError, RopeTable, Rounding};
 use engine::{Step, Want};
 use model::ModelSpec;
 
+use crate::kept::Kept;
 use crate::layout::{Layout, Runs};
 use crate::weights::{EdgeWeights, LayerWeights};
 
@@ -28,8 +29,78 @@ pub enum ForwardError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// A peer rank failed or the group was aborted.
-    #[error(transparent)]
-    Collective(#[from] CollectiveError),
+    #[error("{place}: {source}")]
+    Collective {
+        /// What the ranks were doing together.
+        place: Place,
+        /// What failed.
+        source: CollectiveError,
+    },
+}
+
+/// Which collective of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The sum of the embedding's stripes.
+    Embedding,
+    /// The sum after a layer's attention.
+    Attention {
+        /// The layer.
+        layer: usize,
+    },
+    /// The sum after a layer's feed-forward network.
+    FeedForward {
+        /// The layer.
+        layer: usize,
+    },
+    /// The gathering of the logits.
+    Logits,
+}
+
+impl Place {
+    /// The collective that a step calls as its `call`th, counted from 0, in a model with that many
+    /// layers.
+    pub fn of(call: usize, layers: usize) -> Self {
+        match call.checked_sub(1) {
+            None => Self::Embedding,
+            Some(branch) if branch / 2 >= layers => Self::Logits,
+            Some(branch) if branch % 2 == 0 => Self::Attention { layer: branch / 2 },
+            Some(branch) => Self::FeedForward { layer: branch / 2 },
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Embedding => f.write_str("sum of the embedding"),
+            Self::Attention { layer } => write!(f, "sum of attention in layer {layer}"),
+            Self::FeedForward { layer } => write!(f, "sum of the feed-forward in layer {layer}"),
+            Self::Logits => f.write_str("gathering of the logits"),
+        }
+    }
+}
+
+impl ForwardError {
+    /// For a failed collective: the rank that did not do its part, as far as this one can tell.
+    pub fn blames(&self) -> Option<usize> {
+        match self {
+            Self::Collective { source, .. } => source.peer(),
+            Self::BadStep { .. } | Self::Device(_) => None,
+        }
+    }
+}
+
+/// What an operation within a collective's reach gave, and where that was.
+pub(crate) trait During<T> {
+    /// Names the collective, should it have failed.
+    fn during(self, place: Place) -> Result<T, ForwardError>;
+}
+
+impl<T> During<T> for Result<T, CollectiveError> {
+    fn during(self, place: Place) -> Result<T, ForwardError> {
+        self.map_err(|source| ForwardError::Collective { place, source })
+    }
 }
 
 /// Logits after one token; rank 0 only.
@@ -57,6 +128,8 @@ pub struct Decoder<D: Device> {
     pub(crate) block_tokens: usize,
     pub(crate) context: usize,
     pub(crate) rounding: Rounding,
+    /// The same weights once more, by what they are.
+    pub(crate) weights: Kept<D>,
 }
 
 /// Activations, kept between steps so that a step allocates nothing once it has been as large.
@@ -95,6 +168,8 @@ impl<D: Device> Scratch<D> {
 /// What happens to a branch's sum before it joins the stream.
 #[derive(Clone, Copy)]
 pub(crate) struct After<'a> {
+    /// Which branch.
+    pub(crate) place: Place,
     /// Width of the stream.
     pub(crate) hidden: usize,
     pub(crate) bias: Option<&'a [f32]>,
@@ -138,6 +213,12 @@ impl<D: Device> Decoder<D> {
             self.feed_forward(layer, &batch, collective)?;
         }
         self.logits(&batch, collective, on_logits)
+    }
+
+    /// What a next incarnation of the rank can take over: the weights, without cache and
+    /// activations.
+    pub fn into_weights(self) -> Kept<D> {
+        self.weights
     }
 
     /// The model this decoder runs.
@@ -208,7 +289,8 @@ impl<D: Device> Decoder<D> {
                 .collect();
             self.device.embed(&piece.matrix, &local, i * batch.rows, &mut s.partials)?;
         }
-        collective.sum_stripes(&self.device, &s.partials, batch.rows, &mut s.x)?;
+        let sum = collective.sum_stripes(&self.device, &s.partials, batch.rows, &mut s.x);
+        sum.during(Place::Embedding)?;
         if let Some(factor) = self.spec.embedding_scale {
             self.device.scale(&mut s.x, factor)?;
         }
@@ -224,7 +306,8 @@ impl<D: Device> Decoder<D> {
         collective: &mut dyn Collective<D>,
     ) -> Result<(), ForwardError> {
         device.reshape(&mut s.sum, rows, after.hidden)?;
-        collective.sum_stripes(device, &s.partials, rows, &mut s.sum)?;
+        let sum = collective.sum_stripes(device, &s.partials, rows, &mut s.sum);
+        sum.during(after.place)?;
         if after.norm.is_none() && after.scale.is_none() {
             device.add(&mut s.x, &s.sum, after.bias)?;
             return Ok(());
@@ -273,7 +356,8 @@ impl<D: Device> Decoder<D> {
             }
             let lead = collective.rank() == 0;
             device.reshape(&mut s.expert, if lead { rows.len() } else { 0 }, self.spec.vocab)?;
-            collective.gather_columns(device, &s.wide, &widths, &mut s.expert)?;
+            let gathered = collective.gather_columns(device, &s.wide, &widths, &mut s.expert);
+            gathered.during(Place::Logits)?;
             if lead {
                 let all = device.host(&s.expert).chunks_exact(self.spec.vocab);
                 for ((entry, token, _), values) in wanted.iter().zip(all) {
@@ -292,6 +376,17 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn calls_have_their_place() {
+        let layer = 1;
+        let places = [0, 1, 2, 3, 4, 5, 6].map(|call| Place::of(call, 2));
+        let (first, second) = (Place::Attention { layer: 0 }, Place::FeedForward { layer: 0 });
+        let (third, fourth) = (Place::Attention { layer }, Place::FeedForward { layer });
+        let logits = Place::Logits;
+        assert_eq!(places, [Place::Embedding, first, second, third, fourth, logits, logits]);
+        assert_eq!(fourth.to_string(), "sum of the feed-forward in layer 1");
+    }
+
     /// What joins a stream of ones from a branch's sum `[3, 4]`.
     fn joined(bias: Option<&[f32]>, norm: Option<&[f32]>, scale: Option<f32>) -> Vec<f32> {
         let device = CpuDevice::new(1, None).unwrap();
@@ -302,7 +397,7 @@ mod tests {
         }
         let link = local::links(1, Membership { group: 1, epoch: 1 }).remove(0);
         let mut tree = TreeCollective::new(Box::new(link), 1, vec![vec![0]]).unwrap();
-        let after = After { hidden: 2, bias, norm, scale, eps: 0.0 };
+        let after = After { place: Place::Logits, hidden: 2, bias, norm, scale, eps: 0.0 };
         Decoder::add_partials(&device, &mut s, 1, after, &mut tree).unwrap();
         device.host(&s.x).iter().map(|x| x - 1.0).collect()
     }

@@ -31,7 +31,7 @@ pub(crate) fn heads<D: Device>(
         .value_up
         .iter()
         .enumerate()
-        .map(|(head, matrix)| across(matrix, rows, head * w.kv_rank, head * w.value_dim))
+        .map(|(head, matrix)| across(matrix.as_ref(), rows, head * w.kv_rank, head * w.value_dim))
         .collect();
     device.matmul(&s.inner, &segments, &mut s.wide)?;
     std::mem::swap(&mut s.inner, &mut s.wide);
@@ -82,7 +82,7 @@ fn absorb<D: Device>(
         .key_up
         .iter()
         .enumerate()
-        .map(|(head, matrix)| across(matrix, rows, head * query_dim, head * key_dim))
+        .map(|(head, matrix)| across(matrix.as_ref(), rows, head * query_dim, head * key_dim))
         .collect();
     device.matmul(&s.inner, &segments, &mut s.expert)?;
     let from = Columns { first: w.nope_dim, stride: query_dim };

@@ -10,6 +10,7 @@ mod checkpoint;
 mod feed_forward;
 mod forward;
 mod gguf;
+mod kept;
 mod latent;
 mod layout;
 mod load;
@@ -19,6 +20,7 @@ mod stored;
 mod weights;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
-pub use forward::{Decoder, ForwardError, Logits};
+pub use forward::{Decoder, ForwardError, Logits, Place};
+pub use kept::Kept;
 pub use load::{CacheSize, LoadError, LoadProgress, RankShape};
 pub use stored::StoredTensor;

@@ -13,10 +13,11 @@ use planner::{ExpertCut, PlanError, RankPlan};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::forward::{Decoder, Scratch};
+use crate::kept::{Kept, Key};
 use crate::layout::Layout;
 use crate::rope;
 use crate::stored::StoredTensor;
-use crate::weights::{AttentionWeights, EdgeWeights, LayerWeights, Piece};
+use crate::weights::{AttentionWeights, EdgeWeights, LayerWeights, Packed, Piece};
 
 /// The paged KV cache a rank keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +103,10 @@ struct Loader<'a, D: Device> {
     edge_precision: Precision,
     bytes_read: u64,
     rounding: Rounding,
+    /// What an incarnation before has left.
+    before: Kept<D>,
+    /// Everything packed or taken over so far.
+    weights: Kept<D>,
 }
 
 impl<D: Device> Decoder<D> {
@@ -114,11 +119,25 @@ impl<D: Device> Decoder<D> {
         checkpoint: &Checkpoint,
         progress: &mut dyn FnMut(LoadProgress) -> bool,
     ) -> Result<Self, LoadError> {
+        Self::load_after(&mut None, device, spec, shape, checkpoint, progress)
+    }
+
+    /// The same where the device holds weights of this checkpoint already: what the rank's stripes
+    /// need of them is taken over, and only the rest is read and counted. What they do not need is
+    /// freed layer by layer. A load that fails leaves what it had in `before`.
+    pub fn load_after(
+        before: &mut Option<Kept<D>>,
+        device: D,
+        spec: Arc<ModelSpec>,
+        shape: RankShape<'_>,
+        checkpoint: &Checkpoint,
+        progress: &mut dyn FnMut(LoadProgress) -> bool,
+    ) -> Result<Self, LoadError> {
         let RankShape { stripes, plan, experts, compute, cache } = shape;
         planner::stripes::validate(&spec, stripes)?;
         let mut layout = layout(stripes, &plan.stripes)?;
         (layout.block, layout.experts) = (spec.format.block(), experts);
-        let context = cache.context.min(spec.context);
+        let kept = before.take().filter(|kept| kept.fits(&spec, compute));
         let mut loader = Loader {
             device: &device,
             spec: &spec,
@@ -128,25 +147,21 @@ impl<D: Device> Decoder<D> {
             edge_precision: edge_precision(compute),
             bytes_read: 0,
             rounding: Rounding::default(),
+            before: kept.unwrap_or_else(|| Kept::new(&spec, compute)),
+            weights: Kept::new(&spec, compute),
         };
-        let edges = loader.edges()?;
-        let before = loader.bytes_read;
-        let (mut layers, mut caches) = (Vec::new(), Vec::new());
-        let mut ropes = Ropes { context, known: Vec::new() };
-        for index in 0..spec.layers.len() {
-            let layer = loader.layer(index, &mut ropes)?;
-            caches.push(device.cache(cache_shape(&layer.attention, cache, loader.precision))?);
-            layers.push(layer);
-            let (done, layers_total) = (index + 1, spec.layers.len());
-            let bytes_read = loader.bytes_read;
-            let ahead = (bytes_read - before) * layers_total as u64 / done as u64;
-            let bytes_total = before + ahead;
-            if !progress(LoadProgress { layers: done, layers_total, bytes_read, bytes_total }) {
-                return Err(LoadError::Stopped);
+        let context = cache.context.min(spec.context);
+        let loaded = loader.all(cache, context, progress);
+        let mut weights = loader.weights;
+        let Loaded { edges, layers, caches, ropes, scratch } = match loaded {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                weights.absorb(loader.before);
+                *before = Some(weights);
+                return Err(error);
             }
-        }
+        };
         let rounding = loader.rounding;
-        let scratch = Scratch::new(&device)?;
         Ok(Self {
             device,
             spec,
@@ -154,14 +169,24 @@ impl<D: Device> Decoder<D> {
             edges,
             layers,
             caches,
-            ropes: ropes.known.into_iter().map(|(_, table)| table).collect(),
+            ropes,
             scratch,
             blocks: cache.blocks,
             block_tokens: cache.block_tokens,
             context,
             rounding,
+            weights,
         })
     }
+}
+
+/// What a load makes.
+struct Loaded<D: Device> {
+    edges: EdgeWeights<D>,
+    layers: Vec<LayerWeights<D>>,
+    caches: Vec<D::Cache>,
+    ropes: Vec<RopeTable>,
+    scratch: Scratch<D>,
 }
 
 /// Rotary tables made so far; layers with the same embedding share one.
@@ -229,6 +254,35 @@ fn edge_precision(compute: ComputeType) -> Precision {
 }
 
 impl<D: Device> Loader<'_, D> {
+    fn all(
+        &mut self,
+        cache: CacheSize,
+        context: usize,
+        progress: &mut dyn FnMut(LoadProgress) -> bool,
+    ) -> Result<Loaded<D>, LoadError> {
+        let (device, spec) = (self.device, self.spec);
+        let edges = self.edges()?;
+        self.before.free(None);
+        let before = self.bytes_read;
+        let (mut layers, mut caches) = (Vec::new(), Vec::new());
+        let mut ropes = Ropes { context, known: Vec::new() };
+        for index in 0..spec.layers.len() {
+            let layer = self.layer(index, &mut ropes)?;
+            caches.push(device.cache(cache_shape(&layer.attention, cache, self.precision))?);
+            layers.push(layer);
+            self.before.free(Some(index));
+            let (done, layers_total) = (index + 1, spec.layers.len());
+            let bytes_read = self.bytes_read;
+            let ahead = (bytes_read - before) * layers_total as u64 / done as u64;
+            let bytes_total = before + ahead;
+            if !progress(LoadProgress { layers: done, layers_total, bytes_read, bytes_total }) {
+                return Err(LoadError::Stopped);
+            }
+        }
+        let ropes = ropes.known.into_iter().map(|(_, table)| table).collect();
+        Ok(Loaded { edges, layers, caches, ropes, scratch: Scratch::new(device)? })
+    }
+
     /// Packs a rectangle of a tensor.
     fn pack(
         &mut self,
@@ -237,24 +291,32 @@ impl<D: Device> Loader<'_, D> {
         rows: Range<usize>,
         columns: Range<usize>,
         precision: Precision,
-    ) -> Result<D::Matrix, LoadError> {
+    ) -> Result<Packed<D>, LoadError> {
+        let key = Key::new(layer, part, (&rows, &columns), false);
         let tensor = self.checkpoint.tensor(layer, part)?;
         let source = tensor.source(rows, columns);
-        self.pack_source(&tensor, &source, precision)
+        self.pack_source(key, &tensor, &source, precision)
     }
 
+    /// Packs it, unless it is there from before.
     fn pack_source(
         &mut self,
+        key: Key,
         tensor: &StoredTensor<'_>,
         source: &WeightSource<'_>,
         precision: Precision,
-    ) -> Result<D::Matrix, LoadError> {
-        self.bytes_read += tensor.bytes_of(source.rows.len() * source.columns.len());
-        let matrix = self
-            .device
-            .pack(source, precision)
-            .map_err(|source| LoadError::Pack { tensor: tensor.name.to_owned(), source })?;
+    ) -> Result<Packed<D>, LoadError> {
+        let matrix = match self.before.matrices.remove(&key) {
+            Some(matrix) => matrix,
+            None => {
+                self.bytes_read += tensor.bytes_of(source.rows.len() * source.columns.len());
+                let packed = self.device.pack(source, precision);
+                let failed = |source| LoadError::Pack { tensor: tensor.name.to_owned(), source };
+                Arc::new(packed.map_err(failed)?)
+            }
+        };
         self.rounding += self.device.rounding(&matrix);
+        self.weights.matrices.insert(key, Arc::clone(&matrix));
         Ok(matrix)
     }
 
@@ -265,9 +327,17 @@ impl<D: Device> Loader<'_, D> {
         part: Part,
         run: Range<usize>,
     ) -> Result<Vec<f32>, LoadError> {
-        let tensor = self.checkpoint.tensor(layer, part)?;
-        self.bytes_read += tensor.bytes_of(run.len());
-        Ok(tensor.values(run)?)
+        let key = Key::new(layer, part, (&run, &(0..1)), false);
+        let values = match self.before.vectors.remove(&key) {
+            Some(values) => values,
+            None => {
+                let tensor = self.checkpoint.tensor(layer, part)?;
+                self.bytes_read += tensor.bytes_of(run.len());
+                tensor.values(run)?
+            }
+        };
+        self.weights.vectors.insert(key, values.clone());
+        Ok(values)
     }
 
     /// A vector as wide as the stream, where the model has it.

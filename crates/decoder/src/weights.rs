@@ -1,12 +1,16 @@
 //! The packed weights of one rank, in the shape the forward pass walks them.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use compute::{Activation, Device, HeadMap, Routing, Segment};
 
+/// A packed matrix, shared with what outlives the rank ([`crate::Kept`]).
+pub(crate) type Packed<D> = Arc<<D as Device>::Matrix>;
+
 /// A packed matrix with the local column where its outputs (or inputs) start.
 pub(crate) struct Piece<D: Device> {
-    pub(crate) matrix: D::Matrix,
+    pub(crate) matrix: Packed<D>,
     pub(crate) bias: Option<Vec<f32>>,
     pub(crate) column: usize,
 }
@@ -90,9 +94,9 @@ pub(crate) struct LatentWeights<D: Device> {
     /// Of the key-value latent alone.
     pub(crate) latent_norm: Vec<f32>,
     /// By local head: `[kv_rank, nope_dim]`, the key projection turned over.
-    pub(crate) key_up: Vec<D::Matrix>,
+    pub(crate) key_up: Vec<Packed<D>>,
     /// By local head: `[value_dim, kv_rank]`.
-    pub(crate) value_up: Vec<D::Matrix>,
+    pub(crate) value_up: Vec<Packed<D>>,
     pub(crate) map: HeadMap,
     pub(crate) query_rank: usize,
     pub(crate) kv_rank: usize,
@@ -123,7 +127,7 @@ pub(crate) enum FeedForwardWeights<D: Device> {
 /// A mixture of experts: every rank routes alike, and has its columns of every expert or some
 /// experts whole.
 pub(crate) struct ExpertsWeights<D: Device> {
-    pub(crate) router: D::Matrix,
+    pub(crate) router: Packed<D>,
     pub(crate) router_bias: Option<Vec<f32>>,
     /// How experts are chosen, but for the correction.
     pub(crate) routing: Routing<'static>,
@@ -136,7 +140,7 @@ pub(crate) struct ExpertsWeights<D: Device> {
     /// Own stripes.
     pub(crate) own: usize,
     /// The network that every token uses, with what weighs it where something does.
-    pub(crate) shared: Option<(Gated<D>, Option<D::Matrix>)>,
+    pub(crate) shared: Option<(Gated<D>, Option<Packed<D>>)>,
 }
 
 /// Embedding, head and final norm on this rank, by own stripe.

@@ -69,6 +69,6 @@ mod step;
 
 pub use block_pool::{BlockId, BlockPool, PoolError};
 pub use config::{ConfigError, EngineConfig};
-pub use request::{Rejected, Request, Sampling, SeqId, StopRules};
+pub use request::{Rejected, Request, Resume, Sampling, SeqId, StopRules};
 pub use scheduler::{CommitError, Counts, Event, FinishReason, IntegrityError, Scheduler};
 pub use step::{Sampled, SequenceOutput, Step, StepEntry, StepOutput, TokenLogprobs, Want};

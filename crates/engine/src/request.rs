@@ -1,5 +1,7 @@
 //! What a caller asks of the engine: token ids in, rules for the tokens that come out.
 
+use crate::FinishReason;
+
 /// A running generation's number within one scheduler; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeqId(pub u64);
@@ -73,6 +75,27 @@ pub struct StopRules {
     pub stop_ids: Vec<u32>,
 }
 
+impl StopRules {
+    /// Why an answer of these tokens is whole; `None` while it goes on. An answer of no tokens
+    /// that may have none ends with its prompt, which is not for the rules to see.
+    pub fn reached(&self, generated: &[u32]) -> Option<FinishReason> {
+        let (&id, before) = generated.split_last()?;
+        if before.len() >= self.min_tokens && self.stop_ids.contains(&id) {
+            return Some(FinishReason::Stop { id });
+        }
+        (generated.len() >= self.max_tokens).then_some(FinishReason::Length)
+    }
+}
+
+/// How far a sequence had come elsewhere, before it is continued here. Empty for a fresh one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resume {
+    /// Tokens of the answer that were delivered.
+    pub generated: Vec<u32>,
+    /// Prompt tokens `1..=scored` had their logprobs delivered.
+    pub scored: usize,
+}
+
 /// Why a request was not taken. Each has a stable name for metrics and logs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejected {
@@ -111,6 +134,12 @@ pub enum Rejected {
     #[error("{field} is out of range")]
     BadSampling {
         /// The parameter.
+        field: &'static str,
+    },
+    /// What is to be continued cannot have been.
+    #[error("the answer so far cannot be continued: {field} does not fit the request")]
+    BadResume {
+        /// The part of it.
         field: &'static str,
     },
     /// The waiting queue is full.

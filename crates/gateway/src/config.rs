@@ -80,6 +80,9 @@ pub struct RequestLimits {
     pub room_timeout: Duration,
     /// How long a client may take to make room for more of an answer.
     pub send_timeout: Duration,
+    /// How long a request waits for a group while that is repaired: at its begin, and whenever it
+    /// has lost one. Then it ends with an error.
+    pub patience: Duration,
     /// How long open answers may go on after shutdown was asked for.
     pub drain: Duration,
 }
@@ -105,6 +108,7 @@ impl Default for RequestLimits {
             bodies_bytes: 256 << 20,
             room_timeout: Duration::from_secs(5),
             send_timeout: Duration::from_secs(60),
+            patience: Duration::from_secs(60),
             drain: Duration::from_secs(10),
         }
     }

@@ -142,7 +142,8 @@ impl ApiError {
     }
 
     /// 429: the waiting queue is full.
-    pub(crate) fn busy(message: String) -> Self {
+    pub(crate) fn full() -> Self {
+        let message = "too many requests are waiting; try again later".to_owned();
         Self::new(StatusCode::TOO_MANY_REQUESTS, Kind::RateLimit, "queue_full", message)
     }
 
@@ -163,10 +164,16 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Server, "model_not_ready", message)
     }
 
-    /// 503: the group went away under a running answer.
+    /// 503: the group went away under a running answer, and no other came in time.
     pub(crate) fn interrupted() -> Self {
         let message = "the group that computed this answer is gone; try again".to_owned();
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Server, "group_lost", message)
+    }
+
+    /// 500: whatever group computed this request ended over it, again and again.
+    pub(crate) fn quarantined() -> Self {
+        let message = "every group that computed this request failed over it".to_owned();
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Kind::Server, "request_quarantined", message)
     }
 
     /// 500: a fault of this server or of the model's files.

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use cluster::{ClusterState, Route};
 use engine::{Request, StopRules};
 use futures::future::try_join_all;
 use identity::Tls;
 use serde_json::Value;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 use crate::api::chat::{ChatRequest, Conversation};
 use crate::api::completions::CompletionsRequest;
@@ -18,43 +17,18 @@ use crate::clock::unix_seconds;
 use crate::config::{GatewayConfig, GatewayError};
 use crate::defaults::SamplingDefaults;
 use crate::error::ApiError;
-use crate::generate::{Job, Sequence, TextRules};
+use crate::generate::{Context, Job, Sequence, TextRules};
+use crate::health::Health;
 use crate::leader::Leaders;
-use crate::load::Load;
 use crate::metrics::Metrics;
 use crate::specials::Marker;
 use crate::template::{ChatTemplate, Rendering};
 use crate::tokenizer::Tokenizer;
+use crate::view::{NoRoute, Outlook, View};
+use crate::way::Ways;
 
 /// How long a scrape waits for the group leader's counts.
 const COUNTS_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// Where requests go at this moment, as far as this gateway knows.
-pub(crate) trait View: Send + Sync {
-    /// The groups that serve a deployment, at least one, or in words for an operator why none does.
-    fn routes(&self, deployment: &str) -> Result<Vec<Route>, String>;
-
-    /// The deployments of a model.
-    fn deployments(&self, digest: &str) -> Vec<String>;
-}
-
-impl View for watch::Receiver<Arc<ClusterState>> {
-    fn routes(&self, deployment: &str) -> Result<Vec<Route>, String> {
-        let state = Arc::clone(&self.borrow());
-        let routes = state.routes(deployment);
-        if routes.is_empty() {
-            let reason = cluster::waiting_for(&state, deployment);
-            return Err(reason.unwrap_or_else(|| "no group serves it".to_owned()));
-        }
-        Ok(routes)
-    }
-
-    fn deployments(&self, digest: &str) -> Vec<String> {
-        let state = self.borrow();
-        let mine = state.deployments().values().filter(|one| one.digest == digest);
-        mine.map(|one| one.name.clone()).collect()
-    }
-}
 
 /// What all requests share.
 pub(crate) struct Gateway {
@@ -66,9 +40,8 @@ pub(crate) struct Gateway {
     name: String,
     template: Option<Arc<ChatTemplate>>,
     defaults: SamplingDefaults,
-    view: Box<dyn View>,
-    leaders: Leaders,
-    load: Load,
+    ways: Arc<Ways>,
+    health: Health,
     tokenizing: Arc<Semaphore>,
     /// Room for request bodies, in KiB.
     pub(crate) bodies: Arc<Semaphore>,
@@ -89,18 +62,20 @@ impl Gateway {
             template.name_token("bos_token", spelled(config.bos));
             template.name_token("eos_token", spelled(config.eos.first().copied()));
         }
+        let metrics = Metrics::new(&name);
+        let (leaders, patience) = (Leaders::new(tls), config.limits.patience);
+        let ways = Ways::new(view, leaders, metrics.clone(), patience);
         Ok(Self {
             tokenizer: Arc::new(tokenizer),
-            metrics: Metrics::new(&name),
             created: unix_seconds(SystemTime::now()),
             template: template.map(Arc::new),
             defaults: SamplingDefaults::new(files.generation_config.as_deref())?,
             tokenizing: Arc::new(Semaphore::new(config.limits.tokenizing.max(1))),
             bodies: Arc::new(Semaphore::new(kib(config.limits.bodies_bytes) as usize)),
-            leaders: Leaders::new(tls),
-            load: Load::default(),
+            ways: Arc::new(ways),
+            health: Health::default(),
             name,
-            view,
+            metrics,
             config,
         })
     }
@@ -118,7 +93,7 @@ impl Gateway {
     /// Names that requests may use: its own, and those of further deployments of the model.
     pub(crate) fn names(&self) -> Vec<String> {
         let mut names = self.config.served_names.clone();
-        let more = self.view.deployments(&self.config.digest);
+        let more = self.ways.view().deployments(&self.config.digest);
         names.extend(more.into_iter().filter(|name| !self.config.served_names.contains(name)));
         names
     }
@@ -133,22 +108,31 @@ impl Gateway {
         }
     }
 
-    /// The least busy group that serves a name, or why none does. The names of this gateway all
-    /// mean its first one's deployment.
-    pub(crate) fn route(&self, model: &str) -> Result<Route, ApiError> {
+    /// The deployment that a name means: those of this gateway all mean its first one's.
+    fn deployment<'a>(&'a self, model: &'a str) -> &'a str {
         let own = self.config.served_names.iter().any(|name| name == model);
-        let deployment = if own { &self.name } else { model };
-        let routes = self.view.routes(deployment);
-        let route = routes.map(|routes| self.load.least(routes));
-        let unavailable =
-            |why: String| ApiError::unavailable(format!("the model is not ready: {why}"));
-        route.map_err(unavailable)?.ok_or_else(|| unavailable("no group serves it".to_owned()))
+        if own { &self.name } else { model }
+    }
+
+    /// Whether this gateway's own deployment serves or has served, or why it has not so far.
+    pub(crate) fn started(&self) -> Result<(), ApiError> {
+        match self.ways.route(&self.name) {
+            Ok(_) | Err(NoRoute { outlook: Outlook::Returns, .. }) => Ok(()),
+            Err(NoRoute { why, .. }) => {
+                Err(ApiError::unavailable(format!("the model is not ready: {why}")))
+            }
+        }
+    }
+
+    /// Whether this gateway's own deployment would answer.
+    pub(crate) async fn healthy(&self) -> Result<(), ApiError> {
+        self.health.check(&self.ways, &self.name).await
     }
 
     /// The text of a scrape.
     pub(crate) async fn scrape(&self) -> String {
-        let counts = match self.route(&self.name) {
-            Ok(route) => self.leaders.counts(&route, COUNTS_TIMEOUT).await,
+        let counts = match self.ways.route(&self.name) {
+            Ok(route) => self.ways.counts(&route, COUNTS_TIMEOUT).await,
             Err(_) => None,
         };
         self.metrics.text(counts.as_ref())
@@ -298,15 +282,19 @@ impl Gateway {
     /// Starts all sequences of a request; where one is refused, all are dropped.
     pub(crate) async fn open(
         &self,
-        route: &Route,
+        model: &str,
         request_id: &str,
         jobs: Vec<Job>,
     ) -> Result<Vec<Sequence>, ApiError> {
         let open = jobs.into_iter().map(|job| {
-            let meter = self.metrics.meter(job.request.prompt.len());
-            let busy = self.load.begin(route.group);
-            let context = (Arc::clone(&self.tokenizer), meter, busy);
-            Sequence::open(&self.leaders, route, request_id, job, context)
+            let context = Context {
+                request_id: request_id.to_owned(),
+                deployment: self.deployment(model).to_owned(),
+                ways: Arc::clone(&self.ways),
+                tokenizer: Arc::clone(&self.tokenizer),
+                meter: self.metrics.meter(job.request.prompt.len()),
+            };
+            Sequence::open(job, context)
         });
         try_join_all(open).await
     }

@@ -1,20 +1,27 @@
-//! One sequence from its token ids to shown text: the token log, the stream of the group leader,
-//! detokenising and stop strings.
+//! One sequence from its token ids to shown text: the token log, the way to a group and to the
+//! next one when that is lost, detokenising and stop strings.
 
 use std::sync::Arc;
 
-use cluster::Route;
-use engine::{Event, FinishReason, Request, Sampled, SeqId, TokenLogprobs};
-use tonic::Streaming;
-use wire::{Generate, pb};
+use cluster::{Epoch, GroupId, Route};
+use engine::{Event, FinishReason, Request, Resume, Sampled, TokenLogprobs};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use wire::Generate;
 
 use crate::detokenizer::Detokenizer;
 use crate::error::ApiError;
-use crate::leader::{Leaders, refusal};
-use crate::load::Busy;
 use crate::metrics::Meter;
 use crate::stop::{Checked, StopMatcher};
 use crate::tokenizer::Tokenizer;
+use crate::way::{Lost, Search, Way, Ways};
+
+/// After so many groups that were lost one after the other, without a token in between, a sequence
+/// is under suspicion: it is tried alone.
+const SUSPECT: usize = 2;
+/// A suspect that has ended so many groups, tried alone, is given up. Once may be chance: workers
+/// also die of themselves.
+const GUILTY: usize = 2;
 
 /// What makes text of a sequence's ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,13 +34,13 @@ pub(crate) struct TextRules {
     pub(crate) echo: Option<Option<String>>,
 }
 
-/// The truth about a sequence, from which it can be started again anywhere.
+/// The truth about a sequence, from which it is started again anywhere.
 #[derive(Debug, Clone)]
 pub(crate) struct TokenLog {
     /// Prompt, parameters and seed.
     pub(crate) request: Request,
-    /// Ids emitted so far.
-    pub(crate) emitted: Vec<u32>,
+    /// What has been taken from groups so far.
+    pub(crate) so_far: Resume,
 }
 
 /// A token of the answer, or of an echoed prompt.
@@ -89,13 +96,30 @@ pub(crate) struct Job {
     pub(crate) named_stops: Vec<u32>,
 }
 
+/// What a sequence works with.
+pub(crate) struct Context {
+    pub(crate) request_id: String,
+    pub(crate) deployment: String,
+    pub(crate) ways: Arc<Ways>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) meter: Meter,
+}
+
 /// A running sequence.
 pub(crate) struct Sequence {
     index: usize,
     log: TokenLog,
-    route: Route,
+    context: Context,
     /// None once the answer has ended; dropping it cancels.
-    events: Option<Streaming<pb::GenerateEvent>>,
+    way: Option<Way>,
+    /// Groups that were lost since the last token, this sequence among their work.
+    lost: Vec<Route>,
+    /// Since when it looks for a group, if no token came since.
+    since: Option<Instant>,
+    /// Held while it is under suspicion, until it gets on.
+    alone: Option<OwnedSemaphorePermit>,
+    /// Groups that it has lost while it was tried alone.
+    ended: usize,
     text: TextRules,
     named_stops: Vec<u32>,
     detokenizer: Detokenizer,
@@ -106,86 +130,117 @@ pub(crate) struct Sequence {
     prompt_logprobs: Vec<TokenLogprobs>,
     /// The prompt is still to be shown.
     owes_echo: bool,
-    tokenizer: Arc<Tokenizer>,
-    meter: Meter,
-    /// Counts as the group's work as long as it is there.
-    _busy: Busy,
 }
 
 impl Sequence {
-    /// Starts a sequence on the leader of `route`.
-    pub(crate) async fn open(
-        leaders: &Leaders,
-        route: &Route,
-        request_id: &str,
-        job: Job,
-        context: (Arc<Tokenizer>, Meter, Busy),
-    ) -> Result<Self, ApiError> {
-        let (tokenizer, mut meter, busy) = context;
-        let generate = Generate {
-            group: route.group,
-            epoch: route.epoch,
-            request_id: request_id.to_owned(),
-            request: job.request,
-        };
-        let events = leaders.generate(route, generate.to_wire()).await?;
-        meter.taken();
+    /// Starts a sequence on a group that serves its deployment.
+    pub(crate) async fn open(job: Job, context: Context) -> Result<Self, ApiError> {
         let matcher = StopMatcher::new(job.text.stops.clone(), job.text.include_stop);
-        Ok(Self {
+        let tokenizer = Arc::clone(&context.tokenizer);
+        let mut this = Self {
             index: job.index,
-            log: TokenLog { request: generate.request, emitted: Vec::new() },
-            route: route.clone(),
-            events: Some(events),
-            detokenizer: Detokenizer::new(Arc::clone(&tokenizer), job.text.skip_special),
+            log: TokenLog { request: job.request, so_far: Resume::default() },
+            context,
+            way: None,
+            lost: Vec::new(),
+            since: None,
+            alone: None,
+            ended: 0,
+            detokenizer: Detokenizer::new(tokenizer, job.text.skip_special),
             matcher,
             offset: 0,
             prompt_logprobs: Vec::new(),
             owes_echo: job.text.echo.is_some(),
             text: job.text,
             named_stops: job.named_stops,
-            tokenizer,
-            meter,
-            _busy: busy,
-        })
+        };
+        this.find(false).await?;
+        this.context.meter.taken();
+        Ok(this)
     }
 
-    /// The next piece; None after the last one. Waits on the leader, and so does the leader on a
-    /// caller that does not ask: nothing is buffered here.
+    /// Finds a group that goes on from the token log.
+    async fn find(&mut self, resumed: bool) -> Result<(), ApiError> {
+        let TokenLog { request, so_far } = self.log.clone();
+        // Whoever takes it is filled in.
+        let (group, epoch) = (GroupId(0), Epoch(0));
+        let request_id = self.context.request_id.clone();
+        let generate = Generate { group, epoch, request_id, request, so_far };
+        let deployment = &self.context.deployment;
+        let ways = Arc::clone(&self.context.ways);
+        let until = ways.until(self.since.unwrap_or_else(Instant::now));
+        let search = Search { deployment, resumed, until, generate };
+        self.way = Some(ways.find(search).await?);
+        Ok(())
+    }
+
+    /// The next piece; None after the last one. Where a group is lost the next piece is the next
+    /// group's, as if nothing had been.
     pub(crate) async fn next(&mut self) -> Result<Option<Piece>, ApiError> {
         if self.owes_echo && self.log.request.prompt_logprobs.is_none() {
             return Ok(Some(self.echo()));
         }
         loop {
-            let Some(events) = &mut self.events else { return Ok(None) };
-            let event = match events.message().await {
-                Ok(Some(event)) => event,
-                // A stream that ends without its last event was cut.
-                Ok(None) => return Err(self.fail(ApiError::interrupted())),
-                Err(status) => return Err(self.fail(refusal(&status))),
-            };
-            let Ok((group, epoch, event)) = wire::event_from_wire(SeqId(0), event) else {
-                tracing::warn!("a group leader sent an event that cannot be");
-                return Err(self.fail(ApiError::interrupted()));
-            };
-            if (group, epoch) != (self.route.group, self.route.epoch) {
-                return Err(self.fail(ApiError::interrupted()));
-            }
-            return match event {
-                Event::PromptLogprobs { tokens, .. } => {
-                    let wanted = self.log.request.prompt.len().saturating_sub(1);
-                    let room = wanted.saturating_sub(self.prompt_logprobs.len());
-                    self.prompt_logprobs.extend(tokens.into_iter().take(room));
-                    continue;
+            let Some(way) = &mut self.way else { return Ok(None) };
+            match self.context.ways.next(way).await {
+                Ok(Event::PromptLogprobs { tokens, .. }) => self.scored(tokens),
+                Ok(Event::Token { index, sampled, .. }) => {
+                    let expected = self.log.so_far.generated.len();
+                    if index == expected {
+                        return Ok(Some(self.token(sampled)));
+                    }
+                    tracing::warn!(expected, index, "a token came out of order");
+                    self.resume().await?;
                 }
-                Event::Token { index, sampled, .. } => self.token(index, sampled).map(Some),
-                Event::Finished { reason, .. } => Ok(Some(self.finished(reason))),
-            };
+                Ok(Event::Finished { reason, .. }) => return Ok(Some(self.finished(reason))),
+                Err(Lost) => {
+                    if let Some(reason) = self.log.request.stop.reached(&self.log.so_far.generated)
+                    {
+                        // Only the end of the answer was lost, and the answer says it too.
+                        return Ok(Some(self.finished(reason)));
+                    }
+                    self.resume().await?;
+                }
+            }
         }
     }
 
-    fn fail(&mut self, error: ApiError) -> ApiError {
-        self.events = None;
-        error
+    /// Goes on in another group, or in another incarnation of the same one.
+    async fn resume(&mut self) -> Result<(), ApiError> {
+        let Some(way) = self.way.take() else { return Ok(()) };
+        let lost = way.route.clone();
+        drop(way);
+        self.context.meter.lost();
+        let since = *self.since.get_or_insert_with(Instant::now);
+        // A connection that broke is no fault of the sequence; a group that is gone may be.
+        let gone = self.context.ways.settle(&lost).await;
+        if !self.lost.contains(&lost) {
+            self.lost.push(lost);
+        }
+        if self.context.ways.gone(&self.lost) >= SUSPECT {
+            self.ended += usize::from(gone && self.alone.is_some());
+            if self.ended >= GUILTY {
+                tracing::error!(
+                    request = self.context.request_id,
+                    "this request ends every group that computes it: it is given up"
+                );
+                return Err(ApiError::quarantined());
+            }
+            if self.alone.is_none() {
+                tracing::warn!(request = self.context.request_id, "a request is under suspicion");
+                let until = self.context.ways.until(since);
+                self.alone = Some(self.context.ways.quarantine(until).await?);
+            }
+        }
+        self.find(true).await
+    }
+
+    fn scored(&mut self, tokens: Vec<TokenLogprobs>) {
+        let wanted = self.log.request.prompt.len().saturating_sub(1);
+        let room = wanted.saturating_sub(self.log.so_far.scored);
+        let count = tokens.len().min(room);
+        self.log.so_far.scored += count;
+        self.prompt_logprobs.extend(tokens.into_iter().take(count));
     }
 
     fn piece(&self) -> Piece {
@@ -198,7 +253,7 @@ impl Sequence {
         let mut piece = self.piece();
         let skip = self.text.skip_special;
         let prompt = &self.log.request.prompt;
-        let mut detokenizer = Detokenizer::new(Arc::clone(&self.tokenizer), skip);
+        let mut detokenizer = Detokenizer::new(Arc::clone(&self.context.tokenizer), skip);
         let mut logprobs = std::mem::take(&mut self.prompt_logprobs).into_iter();
         let (mut offset, mut decoded) = (0, String::new());
         for (i, id) in prompt.iter().enumerate() {
@@ -219,31 +274,30 @@ impl Sequence {
         piece
     }
 
-    fn token(&mut self, index: usize, sampled: Sampled) -> Result<Piece, ApiError> {
-        let expected = self.log.emitted.len();
-        if index != expected {
-            tracing::warn!(expected, index, "a token came out of order");
-            return Err(self.fail(ApiError::interrupted()));
-        }
+    fn token(&mut self, sampled: Sampled) -> Piece {
         let id = sampled.token;
-        self.log.emitted.push(id);
-        self.meter.token();
+        self.log.so_far.generated.push(id);
+        self.lost.clear();
+        self.since = None;
+        self.alone = None;
+        self.ended = 0;
+        self.context.meter.token();
         // A prompt with logprobs is shown once all of those are in, which is now.
         let mut piece = if self.owes_echo { self.echo() } else { self.piece() };
         piece.tokens.push(Shown { id, offset: self.offset, logprobs: sampled.logprobs });
         let hidden = !self.text.include_stop && self.log.request.stop.stop_ids.contains(&id);
         if hidden {
-            return Ok(piece);
+            return piece;
         }
         let text = self.detokenizer.push(id);
         self.offset += text.chars().count();
-        if self.log.emitted.len() <= self.log.request.stop.min_tokens {
+        if self.log.so_far.generated.len() <= self.log.request.stop.min_tokens {
             piece.text.push_str(&text);
-            return Ok(piece);
+            return piece;
         }
         let checked = self.matcher.push(&text);
         self.add(&mut piece, checked);
-        Ok(piece)
+        piece
     }
 
     /// Adds checked text; a stop string ends the answer and cancels the sequence.
@@ -256,15 +310,15 @@ impl Sequence {
     }
 
     fn end(&mut self, piece: &mut Piece, finish: Finish) {
-        self.events = None;
-        self.meter.finish(finish.reason);
+        self.way = None;
+        self.context.meter.finish(finish.reason);
         piece.finish = Some(finish);
     }
 
     fn finished(&mut self, reason: FinishReason) -> Piece {
         let mut piece = if self.owes_echo { self.echo() } else { self.piece() };
         let rest = self.detokenizer.finish();
-        if self.log.emitted.len() > self.log.request.stop.min_tokens {
+        if self.log.so_far.generated.len() > self.log.request.stop.min_tokens {
             let checked = self.matcher.push(&rest);
             self.add(&mut piece, checked);
         } else {

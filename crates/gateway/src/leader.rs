@@ -8,11 +8,9 @@ use std::time::Duration;
 use cluster::{NodeId, Route};
 use identity::{Expect, Tls};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 use wire::pb::worker_client::WorkerClient;
 use wire::{pb, transport};
-
-use crate::error::ApiError;
 
 /// Bytes of one answer that may wait for a slow client; then its leader pauses sending it.
 const STREAM_WINDOW: u32 = 64 << 10;
@@ -35,7 +33,7 @@ impl Leaders {
         Self { tls, channels: Mutex::default() }
     }
 
-    fn client(&self, route: &Route) -> Result<WorkerClient<Channel>, ApiError> {
+    fn client(&self, route: &Route) -> Result<WorkerClient<Channel>, Status> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (route.leader, route.leader_address.clone());
         let channel = match channels.get(&key) {
@@ -59,10 +57,17 @@ impl Leaders {
         &self,
         route: &Route,
         request: pb::GenerateRequest,
-    ) -> Result<Streaming<pb::GenerateEvent>, ApiError> {
+    ) -> Result<Streaming<pb::GenerateEvent>, Status> {
         let mut client = self.client(route)?;
-        let answer = client.generate(request).await.map_err(|status| refusal(&status))?;
-        Ok(answer.into_inner())
+        Ok(client.generate(request).await?.into_inner())
+    }
+
+    /// What the leader's rank does, where it says so in time.
+    pub(crate) async fn pulse(&self, route: &Route, within: Duration) -> Option<pb::PulseReply> {
+        let mut client = self.client(route).ok()?;
+        let request = pb::PulseRequest { group: route.group.0, epoch: route.epoch.0, rank: 0 };
+        let answer = tokio::time::timeout(within, client.pulse(request)).await;
+        Some(answer.ok()?.ok()?.into_inner())
     }
 
     /// The scheduler's counts, where the leader tells them in time.
@@ -74,25 +79,10 @@ impl Leaders {
     }
 }
 
-fn endpoint(address: &str) -> Result<Endpoint, ApiError> {
+fn endpoint(address: &str) -> Result<Endpoint, Status> {
     let endpoint = transport::endpoint(address)
-        .map_err(|_| ApiError::internal("the group's address is not one"))?;
+        .map_err(|_| Status::unavailable("the group's address is not one"))?;
     Ok(endpoint
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW))
-}
-
-/// What a client is told for a leader's status. Transport texts hold addresses and stay here.
-pub(crate) fn refusal(status: &Status) -> ApiError {
-    match status.code() {
-        Code::InvalidArgument => ApiError::rejected(status.message().to_owned()),
-        Code::ResourceExhausted => {
-            ApiError::busy("too many requests are waiting; try again later".to_owned())
-        }
-        code => {
-            let message = transport::reason(status);
-            tracing::warn!(?code, message, "a group leader refused or left");
-            ApiError::interrupted()
-        }
-    }
 }

@@ -1,13 +1,14 @@
 //! HTTP in, tokens out: the OpenAI-compatible gateway.
 //!
 //! ```text
-//! routes ─> api (parse, check) ─> tokenizer, template ─> generate ─> leader (gRPC)
+//! routes ─> api (parse, check) ─> tokenizer, template ─> generate ─> way ─> leader
 //!                                                            │
 //! client <─ stream (SSE, or whole) <─ stop <─ detokenizer <──┘
 //! ```
 //! [`serve`] takes its listener, its configuration, a view of the cluster and its shutdown. Each
 //! request becomes sequences; each sequence is one gRPC stream to the leader of the group that
-//! serves, and keeps its token log, from which it could be resumed.
+//! serves (`way`), and keeps its token log. When the group is lost the sequence goes on from there
+//! in the next one, with the same bytes: its client sees a pause.
 //!
 //! Decisions worth knowing: unknown request fields are refused by name rather than ignored; raw
 //! completions prompts may hold control tokens, texts in chats never become any; parameters that a
@@ -27,6 +28,7 @@ mod error;
 mod gateway;
 mod generate;
 mod generators;
+mod health;
 mod json;
 mod leader;
 mod load;
@@ -44,6 +46,8 @@ mod stop;
 mod stream;
 mod template;
 mod tokenizer;
+mod view;
+mod way;
 
 #[cfg(test)]
 mod http_tests;

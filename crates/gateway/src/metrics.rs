@@ -37,6 +37,9 @@ pub(crate) struct Metrics {
     between_tokens: Histogram,
     whole: Histogram,
     http: Family<Answer, Total>,
+    resumed: Total,
+    pause: Histogram,
+    stale: Total,
 }
 
 impl Metrics {
@@ -53,7 +56,15 @@ impl Metrics {
             between_tokens: Histogram::new(exponential_buckets(0.0001, 2.0, 18)),
             whole: wide(),
             http: Family::default(),
+            resumed: Total::default(),
+            pause: wide(),
+            stale: Total::default(),
         }
+    }
+
+    /// Counts something of another epoch, which was refused.
+    pub(crate) fn stale(&self) {
+        self.stale.inc();
     }
 
     /// Counts an answered HTTP request. `route` is a pattern of the route table, never a path as
@@ -69,6 +80,7 @@ impl Metrics {
             prompt_tokens: u64::try_from(prompt_tokens).unwrap_or(0),
             started: Instant::now(),
             last: None,
+            lost: None,
             running: false,
         }
     }
@@ -77,6 +89,7 @@ impl Metrics {
     pub(crate) fn text(&self, counts: Option<&CountsReply>) -> String {
         let mut registry = Registry::default();
         registry.register("phalanx_http_requests", "Answered HTTP requests", self.http.clone());
+        self.register_repairs(&mut registry);
         self.register(registry.sub_registry_with_prefix("phalanx"), "", counts);
         let labels =
             [("model_name".into(), self.model.clone().into()), ("engine".into(), "0".into())];
@@ -91,6 +104,15 @@ impl Metrics {
             tracing::error!("the metrics could not be written");
         }
         text
+    }
+
+    fn register_repairs(&self, registry: &mut Registry) {
+        let at = &mut (registry, "phalanx_");
+        let resumed = "Sequences that went on after their group was lost";
+        add(at, "sequences_resumed", resumed, self.resumed.clone());
+        let pause = "Loss of a sequence's group to its next token";
+        add(at, "resume_pause_seconds", pause, self.pause.clone());
+        add(at, "stale_tokens", "Events of another epoch, refused", self.stale.clone());
     }
 
     fn register(&self, registry: &mut Registry, prefix: &str, counts: Option<&CountsReply>) {
@@ -125,6 +147,8 @@ fn register_blocks(registry: &mut Registry, counts: &CountsReply) {
     registry.register("phalanx_kv_blocks_used", "KV blocks in use", gauge(counts.blocks_used));
     registry.register("phalanx_kv_blocks_total", "KV blocks", gauge(counts.blocks_total));
     registry.register("phalanx_steps", "Forward passes", ConstCounter::new(counts.steps));
+    let stale = ConstCounter::new(counts.stale);
+    registry.register("phalanx_stale_calls", "Calls of another epoch, refused", stale);
     let whole = u64::from(counts.integrity.is_empty());
     registry.register("phalanx_integrity", "1 when block accounting is whole", gauge(whole));
 }
@@ -141,6 +165,8 @@ pub(crate) struct Meter {
     prompt_tokens: u64,
     started: Instant,
     last: Option<Instant>,
+    /// When its group was lost, if no token came since.
+    lost: Option<Instant>,
     running: bool,
 }
 
@@ -150,10 +176,19 @@ impl Meter {
         self.running = true;
     }
 
+    /// The sequence's group is lost, and it is about to look for another.
+    pub(crate) fn lost(&mut self) {
+        self.lost.get_or_insert_with(Instant::now);
+    }
+
     /// A token came.
     pub(crate) fn token(&mut self) {
         let now = Instant::now();
         let metrics = &self.metrics;
+        if let Some(lost) = self.lost.take() {
+            metrics.resumed.inc();
+            metrics.pause.observe((now - lost).as_secs_f64());
+        }
         metrics.generation_tokens.inc();
         match self.last.replace(now) {
             None => {
@@ -209,6 +244,7 @@ mod tests {
             preemptions: 5,
             steps: 6,
             integrity: String::new(),
+            stale: 7,
         };
         let text = metrics.text(Some(&counts));
         let labels = "{model_name=\"demo\",engine=\"0\"}";
@@ -227,6 +263,7 @@ mod tests {
             "phalanx_kv_blocks_used 3".to_owned(),
             "phalanx_kv_blocks_total 4".to_owned(),
             "phalanx_integrity 1".to_owned(),
+            "phalanx_stale_calls_total 7".to_owned(),
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

@@ -49,6 +49,7 @@ pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
         .route("/detokenize", post(detokenize))
         .route("/health", get(health))
         .route("/readyz", get(health))
+        .route("/startupz", get(started))
         .route("/livez", get(alive))
         .route("/version", get(version))
         .route("/metrics", get(metrics))
@@ -221,8 +222,7 @@ async fn completions(
         logprobs: request.logprobs.is_some(),
         prompt_ids: options.return_ids.then_some(prompts),
     };
-    let route = gateway.route(&request.options.model)?;
-    let sequences = gateway.open(&route, &id.0, jobs).await?;
+    let sequences = gateway.open(&options.model, &id.0, jobs).await?;
     let prompt = ids.iter().map(|ids| ids.len()).sum();
     if let Some(stream) = options.stream {
         return Ok(respond(Writer::Completions(writer), sequences, stream, prompt));
@@ -252,8 +252,7 @@ async fn chat(
         logprobs: request.logprobs.is_some(),
         prompt_ids: options.return_ids.then(|| Arc::clone(&ids)),
     };
-    let route = gateway.route(&request.options.model)?;
-    let sequences = gateway.open(&route, &id.0, jobs).await?;
+    let sequences = gateway.open(&options.model, &id.0, jobs).await?;
     let prompt = ids.len();
     if let Some(stream) = options.stream {
         return Ok(respond(Writer::Chat(writer), sequences, stream, prompt));
@@ -300,8 +299,13 @@ async fn detokenize(State(gateway): Shared, request: Request) -> Answer {
 
 /// Healthy means that a request would be served.
 async fn health(State(gateway): Shared) -> Answer {
-    let own = gateway.config.served_names.first().map_or("", String::as_str);
-    gateway.route(own)?;
+    gateway.healthy().await?;
+    Ok(Json(json!({"status": "ok"})).into_response())
+}
+
+/// Started means that a group has served: what was loaded once is repaired from then on.
+async fn started(State(gateway): Shared) -> Answer {
+    gateway.started()?;
     Ok(Json(json!({"status": "ok"})).into_response())
 }
 

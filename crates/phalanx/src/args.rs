@@ -581,6 +581,10 @@ pub(crate) struct Demo {
     /// Most tokens of the answer.
     #[arg(long, default_value_t = 160)]
     pub(crate) max_tokens: u32,
+    /// Ask twice, kill the group's leader with `kill -9` in the middle of the second answer, and
+    /// compare; exit with status 1 if a byte differs or the client sees an error.
+    #[arg(long)]
+    pub(crate) chaos: bool,
 }
 
 #[cfg(test)]

@@ -80,6 +80,13 @@ impl Operator {
         old.unwrap_or_else(|| bail!("no coordinator is given"))
     }
 
+    /// What the cluster looks like, now and after every change.
+    pub(crate) async fn watch(&self) -> anyhow::Result<tonic::Streaming<pb::StatusReply>> {
+        let mut client = self.connect().await?;
+        let reply = client.watch(pb::WatchRequest { after: 0 }).await;
+        Ok(reply.map_err(|status| anyhow!(transport::reason(&status)))?.into_inner())
+    }
+
     /// Has a change decided. Asked again, it is still one change.
     async fn change(&self, command: Command) -> anyhow::Result<Done> {
         let request = Some(RequestId(*uuid::Uuid::new_v4().as_bytes()));

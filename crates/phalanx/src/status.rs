@@ -22,9 +22,10 @@ pub(crate) fn table(status: &pb::StatusReply) -> String {
     }
     for deployment in &status.deployments {
         let name = deployment.deployment.as_ref().map_or("", |one| &one.model);
-        let waiting = match deployment.waiting_for.as_str() {
-            "" => "served".to_owned(),
-            why => format!("waiting: {why}"),
+        let waiting = match (deployment.waiting_for.as_str(), deployment.degraded.as_str()) {
+            ("", "") => "served".to_owned(),
+            ("", why) => format!("served, degraded: {why}"),
+            (why, _) => format!("waiting: {why}"),
         };
         let whole =
             deployment.deployment.as_ref().is_some_and(|one| one.experts() == pb::ExpertCut::Whole);
@@ -172,7 +173,9 @@ fn line(text: &mut String, content: &str) {
 
 fn loaded(group: &pb::GroupStatus, rank: u32) -> String {
     match group.progress.iter().find(|p| p.rank == rank) {
-        Some(progress) if progress.ready => "ready".to_owned(),
+        Some(progress) if progress.ready => {
+            format!("ready, read {}", mebibytes(progress.bytes_read))
+        }
         Some(progress) if progress.bytes_total > 0 => {
             format!("{} %", progress.bytes_read * 100 / progress.bytes_total)
         }
@@ -181,7 +184,7 @@ fn loaded(group: &pb::GroupStatus, rank: u32) -> String {
 }
 
 /// `[0, 1, 2, 5]` as `0-2,5`.
-fn runs(stripes: &[u32]) -> String {
+pub(crate) fn runs(stripes: &[u32]) -> String {
     let mut text = String::new();
     let mut i = 0;
     while i < stripes.len() {
@@ -233,6 +236,7 @@ pub(crate) fn json(status: &pb::StatusReply) -> Value {
             "replicas": deployment.replicas,
             "serving": one.serving,
             "waiting_for": one.waiting_for,
+            "degraded": one.degraded,
         }))
     });
     json!({
@@ -318,7 +322,8 @@ pub(crate) fn groups_json(status: &pb::StatusReply) -> Value {
 
 fn group_json(group: &pb::GroupStatus) -> Value {
     let ranks = group.plan.iter().flat_map(|plan| &plan.ranks).map(|rank| {
-        let ready = group.progress.iter().any(|one| one.rank == rank.rank && one.ready);
+        let progress = group.progress.iter().find(|one| one.rank == rank.rank);
+        let ready = progress.is_some_and(|one| one.ready);
         json!({
             "rank": rank.rank,
             "node": rank.node,
@@ -327,6 +332,7 @@ fn group_json(group: &pb::GroupStatus) -> Value {
             "weight_bytes": rank.weight_bytes,
             "kv_bytes": rank.kv_bytes,
             "ready": ready,
+            "bytes_read": progress.map_or(0, |one| one.bytes_read),
         })
     });
     json!({

@@ -289,14 +289,14 @@ fn over(
 
 /// A device and where it is.
 #[derive(Clone, Copy)]
-struct Place<'a> {
-    node: NodeId,
-    device: usize,
-    spec: &'a DeviceSpec,
+pub(crate) struct Place<'a> {
+    pub(crate) node: NodeId,
+    pub(crate) device: usize,
+    pub(crate) spec: &'a DeviceSpec,
 }
 
 /// All devices in the order in which they become ranks; at least as many as are wanted.
-fn devices(
+pub(crate) fn devices(
     nodes: &[NodeSpec],
     wanted: Option<usize>,
     stripes: usize,

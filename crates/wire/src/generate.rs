@@ -1,7 +1,9 @@
 //! The request plane: a sequence to generate, and what comes of it.
 
 use cluster::{Epoch, GroupId};
-use engine::{Event, FinishReason, Request, Sampled, Sampling, SeqId, StopRules, TokenLogprobs};
+use engine::{
+    Event, FinishReason, Request, Resume, Sampled, Sampling, SeqId, StopRules, TokenLogprobs,
+};
 
 use crate::error::{bounded, finite, required, size};
 use crate::pb::{self, finished::Reason, generate_event};
@@ -18,6 +20,8 @@ pub struct Generate {
     pub request_id: String,
     /// What to generate.
     pub request: Request,
+    /// What was delivered of it before.
+    pub so_far: Resume,
 }
 
 impl Generate {
@@ -37,6 +41,8 @@ impl Generate {
             }),
             logprobs: logprobs.map(u32::from),
             prompt_logprobs: prompt_logprobs.map(u32::from),
+            generated: self.so_far.generated.clone(),
+            scored: self.so_far.scored as u64,
         }
     }
 
@@ -47,6 +53,7 @@ impl Generate {
     pub fn from_wire(wire: pb::GenerateRequest) -> Result<Self, WireError> {
         bounded("request_id", wire.request_id.len(), REQUEST_ID_MAX)?;
         bounded("prompt", wire.prompt.len(), TOKENS_MAX)?;
+        bounded("generated", wire.generated.len(), TOKENS_MAX)?;
         let stop = required("stop", wire.stop)?;
         bounded("stop_ids", stop.stop_ids.len(), STOP_IDS_MAX)?;
         let request = Request {
@@ -60,8 +67,9 @@ impl Generate {
             logprobs: top("logprobs", wire.logprobs)?,
             prompt_logprobs: top("prompt_logprobs", wire.prompt_logprobs)?,
         };
+        let so_far = Resume { generated: wire.generated, scored: size("scored", wire.scored)? };
         let (group, epoch) = (GroupId(wire.group), Epoch(wire.epoch));
-        Ok(Self { group, epoch, request_id: wire.request_id, request })
+        Ok(Self { group, epoch, request_id: wire.request_id, request, so_far })
     }
 }
 

@@ -171,8 +171,8 @@ impl FormGroup {
         let deployment = required("deployment", wire.deployment)?;
         let deployment = deployment_from_wire(deployment, spec)?;
         let plan = plan_from_wire(required("plan", wire.plan)?, spec)?;
-        let same_ranks = plan.ranks.len() == deployment.ranks;
-        if !same_ranks || plan.stripes != deployment.stripe_count(spec) {
+        // A group that lost ranks may go on with fewer.
+        if plan.ranks.len() > deployment.ranks || plan.stripes != deployment.stripe_count(spec) {
             return Err(WireError::Mismatch { field: "plan", other: "deployment" });
         }
         let nodes = plan.ranks.iter().map(|rank| rank.node.0);

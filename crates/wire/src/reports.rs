@@ -65,6 +65,8 @@ pub enum Report {
         rank: usize,
         /// Why.
         reason: String,
+        /// The rank that is at fault, where it is another: one that does not answer.
+        blames: Option<usize>,
     },
 }
 
@@ -95,11 +97,12 @@ impl Report {
                 let rank = narrow(*rank);
                 Wire::Ready(pb::RankReady { group: group.0, epoch: epoch.0, rank })
             }
-            Self::Failed { group, epoch, rank, reason } => Wire::Failed(pb::RankFailed {
+            Self::Failed { group, epoch, rank, reason, blames } => Wire::Failed(pb::RankFailed {
                 group: group.0,
                 epoch: epoch.0,
                 rank: narrow(*rank),
                 reason: reason.clone(),
+                blames: blames.map(narrow),
             }),
         };
         pb::WorkerReport { report: Some(report) }
@@ -142,6 +145,7 @@ impl Report {
                     epoch: Epoch(failed.epoch),
                     rank: size("rank", failed.rank)?,
                     reason: failed.reason,
+                    blames: failed.blames.map(|rank| size("blames", rank)).transpose()?,
                 }
             }
         })

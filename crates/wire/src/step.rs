@@ -129,9 +129,11 @@ impl StepReport {
     }
 }
 
-/// The message for a scheduler's counts; `integrity` is empty when block accounting is whole.
-pub fn counts_to_wire(counts: &Counts, integrity: String) -> pb::CountsReply {
+/// The message for a scheduler's counts; `integrity` is empty when block accounting is whole,
+/// `stale` counts calls of another epoch that its worker has refused.
+pub fn counts_to_wire(counts: &Counts, integrity: String, stale: u64) -> pb::CountsReply {
     pb::CountsReply {
+        stale,
         waiting: counts.waiting as u64,
         running: counts.running as u64,
         blocks_used: counts.blocks_used as u64,

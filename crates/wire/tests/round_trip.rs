@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use cluster::{Deployment, Epoch, GroupId, NodeInfo};
 use engine::{
-    BlockId, Event, FinishReason, Request, Sampled, Sampling, SeqId, Step, StepEntry, StopRules,
-    TokenLogprobs, Want,
+    BlockId, Event, FinishReason, Request, Resume, Sampled, Sampling, SeqId, Step, StepEntry,
+    StopRules, TokenLogprobs, Want,
 };
 use model::{ComputeType, ModelSpec};
 use planner::{DeviceSpec, Limits, NodeId, NodeSpec, plan};
@@ -73,12 +73,14 @@ fn generate() -> impl Strategy<Value = Generate> {
             prompt_logprobs,
         },
     );
-    (any::<u64>(), any::<u64>(), ".{0,20}", request).prop_map(
-        |(group, epoch, request_id, request)| Generate {
+    let so_far = (vec(any::<u32>(), 0..20), any::<usize>());
+    (any::<u64>(), any::<u64>(), ".{0,20}", request, so_far).prop_map(
+        |(group, epoch, request_id, request, (generated, scored))| Generate {
             group: GroupId(group),
             epoch: Epoch(epoch),
             request_id,
             request,
+            so_far: Resume { generated, scored },
         },
     )
 }
@@ -186,9 +188,11 @@ fn report() -> impl Strategy<Value = Report> {
             Report::Progress { group, epoch, rank, bytes_read, bytes_total }
         }),
         member().prop_map(|(group, epoch, rank)| Report::Ready { group, epoch, rank }),
-        (member(), ".{0,20}").prop_map(|((group, epoch, rank), reason)| {
-            Report::Failed { group, epoch, rank, reason }
-        }),
+        (member(), ".{0,20}", option::of(0usize..9)).prop_map(
+            |((group, epoch, rank), reason, blames)| {
+                Report::Failed { group, epoch, rank, reason, blames }
+            }
+        ),
     ]
 }
 

@@ -50,7 +50,7 @@ impl Fanout {
         runtime.spawn(async move {
             while let Some(step) = finished.recv().await {
                 if let Some(reason) = step.error {
-                    let _ = failed.send(Command::Failed(reason));
+                    let _ = failed.send(Command::Failed { reason, blames: None });
                 }
             }
         });
@@ -65,7 +65,7 @@ impl Fanout {
                 runtime.spawn(async move {
                     let reason = stream(&address, expect, &tls, outgoing).await;
                     let reason = format!("rank {rank}: {reason}");
-                    let _ = leader.send(Command::Failed(reason));
+                    let _ = leader.send(Command::Failed { reason, blames: Some(rank) });
                 });
                 (plan.rank, steps)
             })
@@ -107,14 +107,15 @@ impl Followers for Fanout {
     fn launch(&mut self, step: &Step) -> Result<(), GroupGone> {
         for steps in &self.local {
             let sent = steps.send((step.clone(), self.done.clone()));
-            sent.map_err(|_| GroupGone { reason: "a rank of this process ended".to_owned() })?;
+            sent.map_err(|_| GroupGone::because("a rank of this process ended"))?;
         }
         for (rank, steps) in &self.remote {
             let (group, epoch, step) = (self.group, self.epoch, step.clone());
             let order = StepOrder { group, epoch, rank: *rank, step };
-            steps
-                .blocking_send(order.to_wire())
-                .map_err(|_| GroupGone { reason: format!("rank {rank}: its step stream ended") })?;
+            steps.blocking_send(order.to_wire()).map_err(|_| GroupGone {
+                reason: format!("rank {rank}: its step stream ended"),
+                blames: Some(*rank),
+            })?;
         }
         Ok(())
     }

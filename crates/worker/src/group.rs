@@ -1,6 +1,7 @@
 //! The groups this worker takes part in: starting and stopping their ranks, finding them again.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -18,7 +19,10 @@ use wire::{FormGroup, Held, Report};
 
 use crate::followers::{Fanout, Here};
 use crate::leader::{Command, Leader};
-use crate::rank::{Formation, Meeting, Setup, StepDone, Stop, follow};
+use crate::pulse::Pulse;
+use crate::rank::{Failure, Formation, Meeting, Setup, StepDone, Stop, follow};
+use crate::shelf::Shelf;
+use crate::watchdog::Watchdog;
 
 /// What a rank's thread does.
 type Work = Box<dyn FnOnce() + Send>;
@@ -55,6 +59,7 @@ struct Hosted {
     steps: BTreeMap<usize, Steps>,
     /// This node's ranks, as far as their reports have passed.
     ranks: BTreeMap<usize, Standing>,
+    pulses: BTreeMap<usize, Pulse>,
     stop: Stop,
     threads: Vec<JoinHandle<()>>,
 }
@@ -71,6 +76,9 @@ enum Standing {
 #[derive(Default)]
 pub(crate) struct Groups {
     hosted: Mutex<BTreeMap<GroupId, Hosted>>,
+    shelf: Shelf,
+    /// Calls of another epoch that were refused.
+    stale: AtomicU64,
 }
 
 /// Why a call did not reach a group.
@@ -101,6 +109,7 @@ impl Groups {
         let found = hosted.get(&group).ok_or(NoGroup::Unknown(group))?;
         let current = found.epoch;
         if current != asked {
+            self.stale.fetch_add(1, Ordering::Relaxed);
             return Err(NoGroup::OtherEpoch { group, current, asked });
         }
         read(found)
@@ -130,6 +139,31 @@ impl Groups {
         })
     }
 
+    /// The stream on which the leader of a group sent steps to a rank here broke. A rank in the
+    /// middle of a step learns more from its collective; one that waits for the next step ends now.
+    pub(crate) fn left_alone(&self, group: GroupId, epoch: Epoch, rank: usize) {
+        let mut hosted = self.lock();
+        if let Some(one) = hosted.get_mut(&group).filter(|one| one.epoch == epoch) {
+            one.steps.remove(&rank);
+        }
+    }
+
+    /// What a rank of a group at an epoch does, if it is here.
+    pub(crate) fn pulse(
+        &self,
+        group: GroupId,
+        epoch: Epoch,
+        rank: usize,
+    ) -> Result<Pulse, NoGroup> {
+        let missing = NoGroup::OtherRank { group, rank };
+        self.with(group, epoch, |hosted| hosted.pulses.get(&rank).cloned().ok_or(missing))
+    }
+
+    /// How many calls of another epoch were refused.
+    pub(crate) fn stale(&self) -> u64 {
+        self.stale.load(Ordering::Relaxed)
+    }
+
     /// Starts this node's ranks of a group; an older incarnation is ended first. An order for an
     /// incarnation that is hosted or over changes nothing.
     pub(crate) fn form(
@@ -150,13 +184,15 @@ impl Groups {
             leader: None,
             steps: BTreeMap::new(),
             ranks: BTreeMap::new(),
+            pulses: BTreeMap::new(),
             stop: Stop::default(),
             threads: Vec::new(),
         };
         let mut works: Vec<(usize, Work)> = Vec::new();
         let mut first = None;
-        for setup in setups(node, formation, hardware, &hosted.stop, reports) {
+        for setup in setups(node, formation, hardware, &hosted.stop, reports, &self.shelf) {
             hosted.ranks.insert(setup.rank, Standing::Forming);
+            hosted.pulses.insert(setup.rank, setup.pulse.clone());
             if setup.rank == 0 {
                 first = Some(setup);
                 continue;
@@ -172,6 +208,10 @@ impl Groups {
             let here = Here { node, tls: &hardware.tls, runtime: &runtime };
             let fanout = Fanout::new(formation, &here, local, commands.clone());
             hosted.leader = Some(commands);
+            let (pulse, stop) = (setup.pulse.clone(), hosted.stop.clone());
+            let here = (node, &hardware.tls);
+            let watchdog = Watchdog::new(formation, here, pulse, stop, reports.clone());
+            runtime.spawn(watchdog.run());
             works.push((0, Box::new(move || lead(setup, fanout, &inbox))));
         }
         for (rank, work) in works {
@@ -181,7 +221,8 @@ impl Groups {
                     let reason = format!("its thread cannot be started: {error}");
                     let FormGroup { group, epoch, .. } = formation.order;
                     // The session that listens may have ended already.
-                    let _ = reports.send(Report::Failed { group, epoch, rank, reason });
+                    let _ =
+                        reports.send(Report::Failed { group, epoch, rank, reason, blames: None });
                 }
             }
         }
@@ -195,7 +236,12 @@ impl Groups {
 
     /// Whether there is nothing here.
     pub(crate) fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.lock().is_empty() && self.shelf.is_empty()
+    }
+
+    /// Frees weights that no rank has asked for.
+    pub(crate) fn tidy(&self) {
+        self.shelf.expire();
     }
 
     /// Every rank here that has not failed.
@@ -255,10 +301,11 @@ impl Groups {
         }
     }
 
-    /// Ends everything.
+    /// Ends everything, and keeps nothing.
     pub(crate) fn retire_all(&self) {
         let all = std::mem::take(&mut *self.lock());
         all.into_values().for_each(end);
+        self.shelf.clear();
     }
 }
 
@@ -289,6 +336,7 @@ fn setups(
     hardware: &Hardware,
     stop: &Stop,
     reports: &channel::UnboundedSender<Report>,
+    shelf: &Shelf,
 ) -> Vec<Setup> {
     let ranks = &formation.order.plan.ranks;
     let mine: Vec<_> = ranks.iter().filter(|rank| rank.node == node).collect();
@@ -309,6 +357,8 @@ fn setups(
         meeting: Some(meeting),
         stop: stop.clone(),
         reports: reports.clone(),
+        shelf: shelf.clone(),
+        pulse: Pulse::default(),
     };
     mine.into_iter().zip(meetings).map(setup).collect()
 }
@@ -316,14 +366,16 @@ fn setups(
 /// The thread of rank 0.
 fn lead(mut setup: Setup, fanout: Fanout, commands: &mpsc::Receiver<Command>) {
     // The scheduler comes first: a group whose limits cannot be must not say that it is ready.
-    let formed = scheduler(&setup).and_then(|scheduler| Ok((scheduler, setup.form()?)));
-    let reason = match formed {
+    let scheduler = scheduler(&setup).map_err(Failure::own);
+    match scheduler.and_then(|scheduler| Ok((scheduler, setup.form()?))) {
         Ok((scheduler, rank)) => {
-            Leader::new(scheduler, rank, Box::new(fanout)).run(commands).reason
+            let (gone, rank) = Leader::new(scheduler, rank, Box::new(fanout)).run(commands);
+            // Said before the weights are put away: others wait for it.
+            setup.ended(gone.into());
+            setup.keep(rank);
         }
-        Err(reason) => reason,
-    };
-    setup.ended(reason);
+        Err(failure) => setup.ended(failure),
+    }
 }
 
 fn scheduler(setup: &Setup) -> Result<Scheduler, String> {
@@ -346,9 +398,13 @@ fn run_follower(
     mut setup: Setup,
     steps: &mpsc::Receiver<(Step, channel::UnboundedSender<StepDone>)>,
 ) {
-    let result = setup.form().and_then(|mut rank| follow(&mut rank, steps));
-    if let Err(reason) = result {
-        setup.ended(reason);
+    match setup.form() {
+        Ok(mut rank) => {
+            let failure = follow(&mut rank, steps);
+            setup.ended(failure);
+            setup.keep(rank);
+        }
+        Err(failure) => setup.ended(failure),
     }
 }
 

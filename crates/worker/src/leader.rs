@@ -5,18 +5,20 @@ use std::sync::mpsc;
 
 use decoder::{ForwardError, Logits, sample};
 use engine::{
-    Counts, Event, Rejected, Request, Sampled, Scheduler, SeqId, SequenceOutput, Step, StepOutput,
-    TokenLogprobs, Want,
+    Counts, Event, Rejected, Request, Resume, Sampled, Scheduler, SeqId, SequenceOutput, Step,
+    StepOutput, TokenLogprobs, Want,
 };
 use tokio::sync::{mpsc as channel, oneshot};
 
-use crate::rank::Rank;
+use crate::rank::{Failure, Rank};
 
 /// What the leader is asked to do.
 pub(crate) enum Command {
     /// Generate a sequence; its events go to `events`.
     Submit {
         request: Box<Request>,
+        /// What was delivered of it by another incarnation.
+        so_far: Resume,
         events: channel::Sender<Result<Event, GroupGone>>,
         reply: oneshot::Sender<Result<SeqId, Rejected>>,
     },
@@ -25,7 +27,11 @@ pub(crate) enum Command {
     /// Scheduler counts and whether block accounting is whole.
     Counts(oneshot::Sender<(Counts, Result<(), String>)>),
     /// A rank elsewhere failed: the group cannot go on.
-    Failed(String),
+    Failed {
+        reason: String,
+        /// Which rank.
+        blames: Option<usize>,
+    },
     /// The group is retired.
     Stop,
 }
@@ -35,6 +41,21 @@ pub(crate) enum Command {
 #[error("the group ended: {reason}")]
 pub(crate) struct GroupGone {
     pub(crate) reason: String,
+    /// The rank that is at fault, where it is another than the leader.
+    pub(crate) blames: Option<usize>,
+}
+
+impl GroupGone {
+    /// Nobody in particular is at fault.
+    pub(crate) fn because(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string(), blames: None }
+    }
+}
+
+impl From<GroupGone> for Failure {
+    fn from(GroupGone { reason, blames }: GroupGone) -> Self {
+        Self { reason, blames }
+    }
 }
 
 /// Where the leader sends each step besides its own rank.
@@ -58,7 +79,7 @@ impl Leader {
     }
 
     /// Schedules and runs steps until stopped or failed. Every open sequence is told the reason.
-    pub(crate) fn run(mut self, commands: &mpsc::Receiver<Command>) -> GroupGone {
+    pub(crate) fn run(mut self, commands: &mpsc::Receiver<Command>) -> (GroupGone, Rank) {
         let gone = loop {
             if let Err(gone) = self.obey(commands) {
                 break gone;
@@ -72,12 +93,12 @@ impl Leader {
             // A client that left already needs no answer.
             let _ = events.try_send(Err(gone.clone()));
         }
-        gone
+        (gone, self.rank)
     }
 
     /// Takes all waiting commands; waits for one where there is nothing to run.
     fn obey(&mut self, commands: &mpsc::Receiver<Command>) -> Result<(), GroupGone> {
-        let stopped = || GroupGone { reason: "the group was retired".to_owned() };
+        let stopped = || GroupGone::because("the group was retired");
         let counts = self.scheduler.counts();
         if counts.waiting + counts.running == 0 {
             let command = commands.recv().map_err(|_| stopped())?;
@@ -94,8 +115,8 @@ impl Leader {
 
     fn command(&mut self, command: Command) -> Result<(), GroupGone> {
         match command {
-            Command::Submit { request, events, reply } => {
-                let submitted = self.scheduler.submit(*request);
+            Command::Submit { request, so_far, events, reply } => {
+                let submitted = self.scheduler.resume(*request, so_far);
                 if let Ok(seq) = &submitted {
                     self.clients.insert(*seq, events);
                 }
@@ -109,10 +130,8 @@ impl Leader {
                 let integrity = self.scheduler.check_integrity().map_err(|e| e.to_string());
                 let _ = reply.send((self.scheduler.counts(), integrity));
             }
-            Command::Failed(reason) => return Err(GroupGone { reason }),
-            Command::Stop => {
-                return Err(GroupGone { reason: "the group was retired".to_owned() });
-            }
+            Command::Failed { reason, blames } => return Err(GroupGone { reason, blames }),
+            Command::Stop => return Err(GroupGone::because("the group was retired")),
         }
         Ok(())
     }
@@ -125,11 +144,15 @@ impl Leader {
     /// Runs one step on all ranks and hands out what came of it.
     fn step(&mut self, step: &Step) -> Result<(), GroupGone> {
         self.followers.launch(step)?;
-        let output = self.forward(step).map_err(|e| GroupGone { reason: e.to_string() })?;
+        let output = self.forward(step).map_err(|error| {
+            // Where the watchdog has ended it, that one knows why.
+            let failure = self.rank.pulse.verdict().unwrap_or_else(|| error.into());
+            GroupGone { reason: failure.reason, blames: failure.blames }
+        })?;
         let events = self
             .scheduler
             .commit(output)
-            .map_err(|e| GroupGone { reason: format!("the step's result is inconsistent: {e}") })?;
+            .map_err(|e| GroupGone::because(format!("the step's result is inconsistent: {e}")))?;
         for event in events {
             self.deliver(event);
         }
@@ -159,9 +182,13 @@ impl Leader {
             .map(|e| SequenceOutput { seq: e.seq, sampled: None, prompt_logprobs: Vec::new() })
             .collect();
         let scheduler = &self.scheduler;
-        self.rank.decoder.forward(step, self.rank.collective.as_mut(), &mut |logits| {
-            read_out(scheduler, step, logits, &mut outputs[logits.entry]);
-        })?;
+        self.rank.pulse.begin(step);
+        let result =
+            self.rank.decoder.forward(step, self.rank.collective.as_mut(), &mut |logits| {
+                read_out(scheduler, step, logits, &mut outputs[logits.entry]);
+            });
+        self.rank.pulse.end();
+        result?;
         Ok(StepOutput { number: step.number, outputs })
     }
 }

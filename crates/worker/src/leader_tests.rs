@@ -11,6 +11,8 @@ use engine::{EngineConfig, Sampling, StopRules};
 use model::{ComputeType, ModelSpec};
 use planner::{NodeId, RankPlan};
 
+use crate::pulse::Pulse;
+
 use super::*;
 
 /// No other ranks.
@@ -43,7 +45,14 @@ fn rank(context: usize) -> (Arc<ModelSpec>, Rank) {
     let decoder = Decoder::load(device, Arc::clone(&spec), shape, &checkpoint, &mut |_| true);
     let link = local::links(1, Membership { group: 1, epoch: 1 }).remove(0);
     let collective = TreeCollective::new(Box::new(link), 8, vec![stripes]).expect("a partition");
-    (spec, Rank { decoder: decoder.expect("a decoder"), collective: Box::new(collective) })
+    (
+        spec,
+        Rank {
+            decoder: decoder.expect("a decoder"),
+            collective: Box::new(collective),
+            pulse: Pulse::default(),
+        },
+    )
 }
 
 fn start() -> (mpsc::Sender<Command>, JoinHandle<GroupGone>) {
@@ -60,7 +69,7 @@ fn start() -> (mpsc::Sender<Command>, JoinHandle<GroupGone>) {
     });
     let leader = Leader::new(scheduler.expect("limits"), rank, Box::new(Nobody));
     let (commands, inbox) = mpsc::channel();
-    (commands, std::thread::spawn(move || leader.run(&inbox)))
+    (commands, std::thread::spawn(move || leader.run(&inbox).0))
 }
 
 fn submit(
@@ -77,7 +86,8 @@ fn submit(
     let (events, incoming) = channel::channel(max_tokens + 8);
     let (reply, seq) = oneshot::channel();
     let request = Box::new(request);
-    commands.send(Command::Submit { request, events, reply }).expect("a leader");
+    let so_far = Resume::default();
+    commands.send(Command::Submit { request, so_far, events, reply }).expect("a leader");
     (seq.blocking_recv().expect("an answer").expect("a sequence"), incoming)
 }
 
@@ -125,7 +135,9 @@ fn the_end_of_a_group_is_told_to_every_open_sequence() {
     let (commands, leader) = start();
     let (_, mut first) = submit(&commands, 400);
     let (_, mut second) = submit(&commands, 400);
-    commands.send(Command::Failed("rank 2 is gone".to_owned())).expect("a leader");
+    commands
+        .send(Command::Failed { reason: "rank 2 is gone".to_owned(), blames: Some(2) })
+        .expect("a leader");
     let gone = leader.join().expect("a leader that ends");
     assert_eq!(gone.reason, "rank 2 is gone");
     for incoming in [&mut first, &mut second] {

@@ -9,9 +9,12 @@ mod followers;
 mod group;
 mod leader;
 mod nodes;
+mod pulse;
 mod rank;
 mod service;
 mod session;
+mod shelf;
+mod watchdog;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

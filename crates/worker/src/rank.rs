@@ -9,7 +9,7 @@ use cluster::Deployment;
 use collective::tcp::Endpoint;
 use collective::{AbortHandle, Collective, Link, Membership, TreeCollective};
 use compute::CpuDevice;
-use decoder::{CacheSize, Checkpoint, Decoder, LoadProgress, RankShape};
+use decoder::{CacheSize, Checkpoint, Decoder, ForwardError, LoadProgress, RankShape};
 use engine::Step;
 use identity::Tls;
 use model::ModelSpec;
@@ -17,6 +17,8 @@ use tokio::sync::mpsc as channel;
 use wire::{FormGroup, Report};
 
 use crate::nodes::Nodes;
+use crate::pulse::{Counted, Pulse, Watched};
+use crate::shelf::Shelf;
 
 /// How long ranks wait for each other after loading: a slow disk may take this much longer.
 const MEET: Duration = Duration::from_secs(600);
@@ -99,12 +101,38 @@ pub(crate) struct Setup {
     pub(crate) meeting: Option<Meeting>,
     pub(crate) stop: Stop,
     pub(crate) reports: channel::UnboundedSender<Report>,
+    /// Where weights stay for the next rank of the device.
+    pub(crate) shelf: Shelf,
+    /// What the rank does, for others to see.
+    pub(crate) pulse: Pulse,
+}
+
+/// Why a rank cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) reason: String,
+    /// The rank that is at fault, where it is another.
+    pub(crate) blames: Option<usize>,
+}
+
+impl Failure {
+    /// A failure of the rank's own.
+    pub(crate) fn own(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string(), blames: None }
+    }
+}
+
+impl From<ForwardError> for Failure {
+    fn from(error: ForwardError) -> Self {
+        Self { reason: error.to_string(), blames: error.blames() }
+    }
 }
 
 /// A loaded rank among its peers.
 pub(crate) struct Rank {
     pub(crate) decoder: Decoder<CpuDevice>,
     pub(crate) collective: Box<dyn Collective<CpuDevice>>,
+    pub(crate) pulse: Pulse,
 }
 
 impl Setup {
@@ -114,22 +142,50 @@ impl Setup {
     }
 
     /// Loads, meets the peers and reports readiness; or the reason why not.
-    pub(crate) fn form(&mut self) -> Result<Rank, String> {
-        let decoder = self.load()?;
-        let collective = self.meet()?;
+    pub(crate) fn form(&mut self) -> Result<Rank, Failure> {
+        let decoder = self.load().map_err(Failure::own)?;
+        let collective = match self.meet() {
+            Ok(collective) => collective,
+            Err(failure) => {
+                self.shelve(decoder);
+                return Err(failure);
+            }
+        };
         let FormGroup { group, epoch, .. } = self.formation.order;
         self.report(Report::Ready { group, epoch, rank: self.rank });
-        Ok(Rank { decoder, collective })
+        Ok(Rank { decoder, collective, pulse: self.pulse.clone() })
     }
 
     /// Says that the rank ended, unless it was told to.
-    pub(crate) fn ended(&self, reason: String) {
+    pub(crate) fn ended(&self, Failure { reason, blames }: Failure) {
         if self.stop.stopped() {
             return;
         }
         let FormGroup { group, epoch, .. } = self.formation.order;
-        tracing::error!(group = group.0, epoch = epoch.0, rank = self.rank, reason, "rank failed");
-        self.report(Report::Failed { group, epoch, rank: self.rank, reason });
+        let (g, e, rank) = (group.0, epoch.0, self.rank);
+        match blames {
+            // Whoever is at fault, or the coordinator, says more.
+            Some(peer) => {
+                tracing::warn!(group = g, epoch = e, rank, peer, reason, "rank ended");
+            }
+            None => tracing::error!(group = g, epoch = e, rank, reason, "rank failed"),
+        }
+        self.report(Report::Failed { group, epoch, rank, reason, blames });
+    }
+
+    /// Lets go of the peers and leaves the weights to the device's next rank.
+    pub(crate) fn keep(&self, rank: Rank) {
+        drop(rank.collective);
+        self.shelve(rank.decoder);
+    }
+
+    fn shelve(&self, decoder: Decoder<CpuDevice>) {
+        self.shelf.put(self.number(), decoder.into_weights());
+    }
+
+    /// Which of the worker's devices this is.
+    fn number(&self) -> usize {
+        self.formation.order.plan.ranks[self.rank].device
     }
 
     fn load(&self) -> Result<Decoder<CpuDevice>, String> {
@@ -149,8 +205,13 @@ impl Setup {
         };
         let device = self.device.clone();
         let spec = Arc::clone(&self.spec);
-        let decoder = Decoder::load(device, spec, shape, &self.checkpoint, &mut progress)
-            .map_err(|e| e.to_string())?;
+        let mut before = self.shelf.take(self.number());
+        let loaded =
+            Decoder::load_after(&mut before, device, spec, shape, &self.checkpoint, &mut progress);
+        if let Some(before) = before {
+            self.shelf.put(self.number(), before);
+        }
+        let decoder = loaded.map_err(|e| e.to_string())?;
         let rounding = decoder.rounding();
         if rounding.errors > 0.0 {
             let percent = rounding.relative() * 100.0;
@@ -163,27 +224,29 @@ impl Setup {
         Ok(decoder)
     }
 
-    fn meet(&mut self) -> Result<Box<dyn Collective<CpuDevice>>, String> {
+    fn meet(&mut self) -> Result<Box<dyn Collective<CpuDevice>>, Failure> {
         let formation = &self.formation;
         let plan = &formation.order.plan;
-        let meeting = self.meeting.take().ok_or("the rank has met its peers already")?;
+        let again = || Failure::own("the rank has met its peers already");
+        let meeting = self.meeting.take().ok_or_else(again)?;
         let link: Box<dyn Link> = match meeting {
             Meeting::Local(link) => link,
             Meeting::Tcp(endpoint, tls) => {
                 self.stop.watch_endpoint(&endpoint);
-                let nodes = Nodes::new(plan, tls).map_err(|e| e.to_string())?;
+                let nodes = Nodes::new(plan, tls).map_err(Failure::own)?;
                 let (membership, peers) = (formation.membership(), &formation.meeting);
                 let link = endpoint
                     .connect(membership, self.rank, peers, &nodes, MEET)
-                    .map_err(|e| e.to_string())?;
+                    .map_err(|e| Failure { reason: e.to_string(), blames: e.peer() })?;
                 Box::new(link)
             }
         };
         self.stop.watch(link.abort_handle());
+        self.pulse.ready(self.spec.layers.len(), link.abort_handle());
+        let link = Box::new(Watched { inner: link, pulse: self.pulse.clone() });
         let owners = plan.ranks.iter().map(|r| r.stripes.clone()).collect();
-        let collective =
-            TreeCollective::new(link, plan.stripes, owners).map_err(|e| e.to_string())?;
-        Ok(Box::new(collective))
+        let collective = TreeCollective::new(link, plan.stripes, owners).map_err(Failure::own)?;
+        Ok(Box::new(Counted { inner: Box::new(collective), pulse: self.pulse.clone() }))
     }
 }
 
@@ -191,26 +254,30 @@ impl Drop for Setup {
     /// A rank that panics must not leave a group that looks as if it served.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.ended("its thread panicked".to_owned());
+            self.ended(Failure::own("its thread panicked"));
         }
     }
 }
 
-/// Runs steps on a rank that does not lead, until the sender is gone or a step fails.
+/// Runs steps on a rank that does not lead, until a step fails or the leader's stream of steps
+/// breaks; says which.
 pub(crate) fn follow(
     rank: &mut Rank,
     steps: &mpsc::Receiver<(Step, channel::UnboundedSender<StepDone>)>,
-) -> Result<(), String> {
+) -> Failure {
     while let Ok((step, done)) = steps.recv() {
+        rank.pulse.begin(&step);
         let result = rank.decoder.forward(&step, rank.collective.as_mut(), &mut |_| {});
-        let error = result.err().map(|e| e.to_string());
+        rank.pulse.end();
+        let failure = result.err().map(Failure::from);
+        let error = failure.as_ref().map(|failure| failure.reason.clone());
         // A leader that went away learns nothing; the coordinator decides what follows.
-        let _ = done.send(StepDone { number: step.number, error: error.clone() });
-        if let Some(reason) = error {
-            return Err(reason);
+        let _ = done.send(StepDone { number: step.number, error });
+        if let Some(failure) = failure {
+            return failure;
         }
     }
-    Ok(())
+    Failure { reason: "the stream of steps from rank 0 broke".to_owned(), blames: Some(0) }
 }
 
 /// A step was run, or not.

@@ -61,14 +61,14 @@ impl pb::worker_server::Worker for Service {
         request: Request<pb::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         coordinator(&request)?;
-        let Generate { group, epoch, request_id, request } =
+        let Generate { group, epoch, request_id, request, so_far } =
             Generate::from_wire(request.into_inner())?;
         let leader = self.groups.leader(group, epoch)?;
         let echoed = request.prompt_logprobs.map_or(0, |_| request.prompt.len());
         let capacity = room(request.stop.max_tokens, echoed)?;
         let (events, incoming) = channel::channel(capacity);
         let (reply, submitted) = oneshot::channel();
-        let command = Command::Submit { request: Box::new(request), events, reply };
+        let command = Command::Submit { request: Box::new(request), so_far, events, reply };
         leader.send(command).map_err(|_| gone())?;
         let seq = submitted.await.map_err(|_| gone())?.map_err(|r| refused(&r))?;
         tracing::debug!(request_id, seq = seq.0, "sequence submitted");
@@ -97,8 +97,14 @@ impl pb::worker_server::Worker for Service {
                             }
                             Err(status) => Err(status),
                         },
-                        // The leader is gone; the coordinator decides what follows.
-                        Some(Err(_)) | None => return,
+                        // A leader that ends by itself says so to the coordinator.
+                        None => return,
+                        Some(Err(_)) => {
+                            if let Some((group, epoch, rank)) = origin {
+                                groups.left_alone(group, epoch, rank);
+                            }
+                            return;
+                        }
                     },
                     Some(step) = finished.next() => {
                         let StepDone { number, error } = step;
@@ -126,7 +132,22 @@ impl pb::worker_server::Worker for Service {
         leader.send(Command::Counts(reply)).map_err(|_| gone())?;
         let (counts, integrity) = counted.await.map_err(|_| gone())?;
         let integrity = integrity.err().unwrap_or_default();
-        Ok(Response::new(wire::counts_to_wire(&counts, integrity)))
+        let stale = self.groups.stale();
+        Ok(Response::new(wire::counts_to_wire(&counts, integrity, stale)))
+    }
+
+    async fn pulse(
+        &self,
+        request: Request<pb::PulseRequest>,
+    ) -> Result<Response<pb::PulseReply>, Status> {
+        let peer = transport::peer(&request)?;
+        if peer.node(Role::Coordinator).or(peer.node(Role::Worker)).is_none() {
+            return Err(Status::permission_denied(format!("{peer} may not look at ranks")));
+        }
+        let pb::PulseRequest { group, epoch, rank } = request.into_inner();
+        let rank = usize::try_from(rank).unwrap_or(usize::MAX);
+        let pulse = self.groups.pulse(GroupId(group), Epoch(epoch), rank)?;
+        Ok(Response::new(pulse.look().to_wire()))
     }
 }
 

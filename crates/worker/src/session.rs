@@ -110,6 +110,7 @@ impl Session {
     async fn watch(&self, lease: Arc<Lease>, up: channel::UnboundedSender<Report>) {
         loop {
             tokio::time::sleep(lease.left().max(RETRY)).await;
+            self.groups.tidy();
             if lease.left().is_zero() && !self.groups.is_empty() {
                 tracing::warn!("the lease ran out: this worker lets go of its groups");
                 let held = self.groups.held();
@@ -117,7 +118,7 @@ impl Session {
                 let _ = tokio::task::spawn_blocking(move || groups.retire_all()).await;
                 for Held { group, epoch, rank, .. } in held {
                     let reason = "its lease ran out".to_owned();
-                    let _ = up.send(Report::Failed { group, epoch, rank, reason });
+                    let _ = up.send(Report::Failed { group, epoch, rank, reason, blames: None });
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use cluster::{
     ClusterState, Command, Coordinator, Epoch, GroupId, Model, Observation, Phase, Proposal,
-    RequestId, Role, TokenId, reconcile, waiting_for,
+    RequestId, Role, TokenId, degraded, reconcile, waiting_for,
 };
 use control::replica::Input;
 use model::ModelSpec;
@@ -187,7 +187,9 @@ impl World<ClusterWorkload> {
         if !self.extra.errands.is_empty() {
             return Some(format!("errands: {:?}", self.extra.errands));
         }
-        let commands = reconcile(state, &Observation::default());
+        // A group on fewer ranks than are wished for is not as wished where there is more room.
+        let widen = state.groups().keys().copied().collect();
+        let commands = reconcile(state, &Observation { widen, ..Observation::default() });
         if !commands.is_empty() {
             return Some(format!("to be done: {commands:?}"));
         }
@@ -277,7 +279,8 @@ impl World<ClusterWorkload> {
             text += &format!("\ngroup {id} of {name} epoch {epoch} {phase} [{}]", ranks.join(" "));
         }
         for name in state.deployments().keys() {
-            let waits = waiting_for(state, name).unwrap_or_else(|| "as wished".to_owned());
+            let waits = waiting_for(state, name).or_else(|| degraded(state, name));
+            let waits = waits.unwrap_or_else(|| "as wished".to_owned());
             text += &format!("\n{name}: {waits}");
         }
         text

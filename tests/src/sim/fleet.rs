@@ -23,6 +23,8 @@ use super::world::{Event, World};
 const ADDRESSES: u64 = 10_000;
 /// How long a coordinator may take to answer an attempt.
 const ATTEMPT: u64 = 1_000_000;
+/// What a device that keeps some weights needs to find out that it keeps them.
+const LOOK: u64 = 1_000;
 /// A session is given up when an answer to a heartbeat takes this part of the lease.
 const PATIENCE: u64 = TIMING.lease * 1_000 / 4;
 
@@ -76,6 +78,8 @@ pub struct Worker {
     lease: u64,
     /// What it holds, by group.
     pub held: BTreeMap<GroupId, Holding>,
+    /// Stripes whose weights wait for its next rank: they are not read again.
+    kept: BTreeSet<usize>,
 }
 
 /// Ranks of one incarnation of a group.
@@ -116,6 +120,8 @@ pub enum Work {
     Start(u64),
     /// A heartbeat is due, or an attempt.
     Beat(u64, u64),
+    /// A worker notices that a peer hung up: the incarnation, and the peer's rank.
+    Missed(u64, u64, GroupId, Epoch, usize),
     /// A rank's stripes are read.
     Loaded(u64, u64, GroupId, Epoch),
     /// Something arrives at a coordinator.
@@ -147,6 +153,7 @@ impl Worker {
             sent: VecDeque::new(),
             lease: 0,
             held: BTreeMap::new(),
+            kept: BTreeSet::new(),
         }
     }
 
@@ -223,7 +230,9 @@ impl World<ClusterWorkload> {
         };
         let line = |line: &u64, world: &Self| world.extra.lines.get(line).map(|line| line.worker);
         let sleeper = match &event {
-            Work::Beat(worker, _) | Work::Loaded(worker, ..) => Some(*worker),
+            Work::Beat(worker, _) | Work::Loaded(worker, ..) | Work::Missed(worker, ..) => {
+                Some(*worker)
+            }
             Work::Down(number, _) => line(number, self),
             _ => None,
         };
@@ -241,6 +250,10 @@ impl World<ClusterWorkload> {
                 Ok(())
             }
             Work::Loaded(worker, boot, group, epoch) => self.loaded(worker, boot, group, epoch),
+            Work::Missed(worker, boot, group, epoch, rank) => {
+                self.miss(worker, boot, (group, epoch), rank);
+                Ok(())
+            }
             Work::Up(line, up) => self.arrive(line, up),
             Work::Down(line, down) => {
                 self.told(line, down);
@@ -273,9 +286,12 @@ impl World<ClusterWorkload> {
         else {
             return;
         };
-        let (node, line) = (worker.node, worker.line);
+        let (node, line, held) = (worker.node, worker.line, std::mem::take(&mut worker.held));
         *worker = Worker { node, ..Worker::new(rng) };
         self.trace.line(self.now, || format!("worker {number}: ended"));
+        for (group, holding) in held {
+            self.missed(number, group, &holding);
+        }
         if let Some(line) = line {
             self.hang_up(line);
         }
@@ -374,11 +390,18 @@ impl World<ClusterWorkload> {
         self.trace.line(self.now, || format!("worker {number}: its lease ran out"));
         let Some(worker) = self.extra.workers.get_mut(&number) else { return };
         let (line, held) = (worker.line, worker.holds());
-        worker.held.clear();
+        let holdings = std::mem::take(&mut worker.held);
+        worker.kept.clear();
+        for (group, holding) in holdings {
+            self.missed(number, group, &holding);
+        }
         for Held { group, epoch, rank, .. } in held {
             let reason = "its lease ran out".to_owned();
             if let Some(line) = line {
-                self.up(line, Up::Report(Report::Failed { group, epoch, rank, reason }));
+                self.up(
+                    line,
+                    Up::Report(Report::Failed { group, epoch, rank, reason, blames: None }),
+                );
             }
         }
     }
@@ -466,8 +489,8 @@ impl World<ClusterWorkload> {
             Order::Certificate { .. } | Order::Roll { .. } => {}
             Order::Retire { group, epoch, .. } => {
                 self.trace.line(now, || format!("worker {id}: retires {group} epoch {epoch}"));
-                if worker.held.get(&group).is_some_and(|holding| holding.epoch == epoch) {
-                    worker.held.remove(&group);
+                if worker.held.get(&group).is_some_and(|holding| holding.epoch <= epoch) {
+                    self.lose_group(id, group);
                 }
             }
             Order::Form(form) => self.form(id, line, &form),
@@ -481,30 +504,79 @@ impl World<ClusterWorkload> {
         if worker.held.get(&group).is_some_and(|holding| holding.epoch >= epoch) {
             return;
         }
+        self.lose_group(id, group);
         self.trace.line(self.now, || format!("worker {id}: forms {group} epoch {epoch}"));
+        let Some(worker) = self.extra.workers.get_mut(&id) else { return };
         let mine = form.plan.ranks.iter().filter(|rank| Some(rank.node) == worker.node);
         let ranks: BTreeMap<usize, (Vec<usize>, bool)> =
             mine.map(|rank| (rank.rank, (rank.stripes.to_vec(), false))).collect();
         let first = ranks.keys().next().copied().unwrap_or(0);
+        let mut wanted = ranks.values().flat_map(|(stripes, _)| stripes);
+        // What is kept for the device and is not asked for is freed.
+        let whole = wanted.all(|stripe| worker.kept.contains(stripe));
+        worker.kept.clear();
         worker.held.insert(group, Holding { epoch, ranks });
         let boot = worker.boot;
         if fails {
             self.lose_group(id, group);
             let reason = "it cannot".to_owned();
-            self.up(line, Up::Report(Report::Failed { group, epoch, rank: first, reason }));
+            self.up(
+                line,
+                Up::Report(Report::Failed { group, epoch, rank: first, reason, blames: None }),
+            );
             return;
         }
         let (bytes_read, bytes_total) = (0, 1);
         let rank = first;
         let progress = Report::Progress { group, epoch, rank, bytes_read, bytes_total };
         self.up(line, Up::Report(progress));
-        let takes = self.rng.range(20_000, 800_000);
+        let takes = if whole { LOOK } else { self.rng.range(20_000, 800_000) };
         self.own(takes, Work::Loaded(id, boot, group, epoch));
     }
 
+    /// A worker lets go of a group, if it has a part in it, and keeps the weights that it has read.
     fn lose_group(&mut self, id: u64, group: GroupId) {
-        if let Some(worker) = self.extra.workers.get_mut(&id) {
-            worker.held.remove(&group);
+        let Some(worker) = self.extra.workers.get_mut(&id) else { return };
+        let Some(holding) = worker.held.remove(&group) else { return };
+        let read = holding.ranks.values().filter(|(_, ready)| *ready);
+        worker.kept = read.flat_map(|(stripes, _)| stripes).copied().collect();
+        self.missed(id, group, &holding);
+    }
+
+    /// A worker's part in an incarnation is over: peers that compute with it notice, peers that
+    /// are idle, or cut off from it, do not.
+    fn missed(&mut self, id: u64, group: GroupId, holding: &Holding) {
+        let Some((&rank, _)) = holding.ranks.iter().find(|(_, (_, ready))| *ready) else { return };
+        let epoch = holding.epoch;
+        let peers = self.extra.workers.iter().filter(|(peer, worker)| {
+            let mut same = worker.held.get(&group).filter(|held| held.epoch == epoch).into_iter();
+            **peer != id && same.any(|held| held.ranks.values().any(|(_, ready)| *ready))
+        });
+        for (peer, boot) in peers.map(|(&peer, worker)| (peer, worker.boot)).collect::<Vec<_>>() {
+            let cut = self.network.is_cut(ADDRESSES + id, ADDRESSES + peer);
+            if !cut && (self.told || self.rng.chance(700)) {
+                let after = 200 + self.rng.below(5_000);
+                self.own(after, Work::Missed(peer, boot, group, epoch, rank));
+            }
+        }
+    }
+
+    /// A worker's step has failed, for the want of a peer, and its part is over, too.
+    fn miss(&mut self, id: u64, boot: u64, (group, epoch): (GroupId, Epoch), missing: usize) {
+        let Some(worker) = self.extra.workers.get(&id) else { return };
+        let holding = worker.held.get(&group).filter(|held| held.epoch == epoch);
+        let Some(rank) = holding.and_then(|holding| holding.ranks.keys().next().copied()) else {
+            return;
+        };
+        if worker.boot != boot || !worker.running {
+            return;
+        }
+        let line = worker.line;
+        self.trace.line(self.now, || format!("worker {id}: misses rank {missing} of {group}"));
+        self.lose_group(id, group);
+        if let Some(line) = line {
+            let (reason, blames) = ("a peer hung up".to_owned(), Some(missing));
+            self.up(line, Up::Report(Report::Failed { group, epoch, rank, reason, blames }));
         }
     }
 

@@ -74,7 +74,7 @@ impl ClusterState {
         };
         plan.check(&model.spec).map_err(Rejected::BadPlan)?;
         let (stripes, ranks) = (plan.stripes, plan.ranks.len());
-        if stripes != wish.stripe_count(&model.spec) || ranks != wish.ranks {
+        if stripes != wish.stripe_count(&model.spec) || ranks > wish.ranks {
             return Err(Rejected::OtherPlan { stripes, ranks });
         }
         // Devices that the group itself holds will be free by then.

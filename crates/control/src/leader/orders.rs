@@ -112,8 +112,11 @@ impl Leader {
                 }
             }
             Report::Ready { .. } => self.rank_ready(id, epoch, rank, group),
-            Report::Failed { reason, .. } => {
-                self.pause(id);
+            Report::Failed { reason, blames, .. } => {
+                // Only the first report is believed: the others fail because it has.
+                if !self.is_pending(Subject::Rank(id, epoch, usize::MAX)) {
+                    self.rank_failed(cluster, (id, group), rank, blames);
+                }
                 let reason = format!("rank {rank} on node {} failed: {reason}", node.0);
                 self.fence(id, epoch, reason);
             }
@@ -128,7 +131,7 @@ impl Leader {
         }
     }
 
-    fn fence(&mut self, group: GroupId, epoch: Epoch, reason: String) {
+    pub(super) fn fence(&mut self, group: GroupId, epoch: Epoch, reason: String) {
         // A rank number that no group has: a fence is never held up by a report of readiness.
         let subject = Subject::Rank(group, epoch, usize::MAX);
         self.propose(subject, Command::Fence { group, epoch, reason });

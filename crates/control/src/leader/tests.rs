@@ -214,6 +214,12 @@ impl Bench {
         (id, group.epoch, group.phase)
     }
 
+    /// By rank of the newest group: its node, and how many stripes it holds.
+    fn holders(&self) -> Vec<(u64, usize)> {
+        let (_, group) = self.state.groups().iter().next_back().unwrap();
+        group.plan.ranks.iter().map(|rank| (rank.node.0, rank.stripes.len())).collect()
+    }
+
     fn standing(&self, number: u64) -> Standing {
         self.state.nodes()[&NodeId(number + 1)].standing
     }
@@ -287,14 +293,100 @@ fn silence_makes_a_worker_suspect_and_then_lost() {
     assert_eq!((bench.standing(1), bench.standing(2)), (Standing::Ready, Standing::Suspect));
     bench.report(second, Report::Heartbeat);
     assert_eq!(bench.standing(2), Standing::Ready);
-    for _ in 0..30 {
+    // Silent for longer, it is fenced: the other one does its part from now on.
+    for _ in 0..10 {
+        bench.report(first, Report::Heartbeat);
+        bench.wait(100);
+    }
+    assert_eq!(bench.standing(2), Standing::Suspect);
+    assert_eq!(bench.group(), (group, epoch.next(), Phase::Forming));
+    assert_eq!(bench.holders(), [(2, 8)]);
+    let orders = bench.take(first);
+    assert!(retired(&orders) && formed(&orders), "{orders:?}");
+    for _ in 0..20 {
         bench.report(first, Report::Heartbeat);
         bench.wait(100);
     }
     assert_eq!(bench.standing(2), Standing::Lost);
-    assert_eq!(bench.group(), (group, epoch.next(), Phase::Repairing));
     assert_eq!(bench.ended, [second]);
-    assert!(retired(&bench.take(first)));
+}
+
+#[test]
+fn a_lone_worker_that_is_silent_is_waited_for() {
+    let mut bench = Bench::new(1, 1);
+    let session = bench.open(1, Vec::new());
+    let (group, epoch, _) = bench.group();
+    bench.report(session, Report::Ready { group, epoch, rank: 0 });
+    bench.wait(500);
+    bench.wait(2_000);
+    assert_eq!(bench.group(), (group, epoch, Phase::Serving), "nobody could do better");
+    bench.report(session, Report::Heartbeat);
+    assert_eq!(bench.standing(1), Standing::Ready);
+}
+
+#[test]
+fn stripes_of_a_dead_worker_go_to_those_that_stay_and_come_back() {
+    let (mut bench, [first, second], group, epoch) = Bench::serving();
+    assert_eq!(bench.holders(), [(2, 4), (3, 4)]);
+    bench.input(Input::Closed { session: second, left: false });
+    let reason = "rank 1 closed its link".to_owned();
+    let failed = Report::Failed { group, epoch, rank: 0, reason, blames: Some(1) };
+    bench.report(first, failed);
+    // It is known why, so nothing is waited for.
+    assert_eq!(bench.group(), (group, epoch.next(), Phase::Forming));
+    assert_eq!(bench.holders(), [(2, 8)]);
+    let (_, now, _) = bench.group();
+    bench.report(first, Report::Ready { group, epoch: now, rank: 0 });
+    // Another process of that node; it is taken in once the group has served for a while.
+    bench.wait(400);
+    assert_eq!(bench.standing(2), Standing::Lost);
+    let again = bench.open(2, Vec::new());
+    for _ in 0..40 {
+        bench.wait(100);
+        bench.report(first, Report::Heartbeat);
+        bench.report(again, Report::Heartbeat);
+        assert_eq!(bench.group(), (group, now, Phase::Serving));
+    }
+    for _ in 0..10 {
+        bench.wait(100);
+        bench.report(first, Report::Heartbeat);
+        bench.report(again, Report::Heartbeat);
+    }
+    assert_eq!(bench.group(), (group, now.next(), Phase::Forming));
+    assert_eq!(bench.holders(), [(2, 4), (3, 4)]);
+}
+
+#[test]
+fn who_is_blamed_is_left_out_for_a_while() {
+    let (mut bench, [first, second], group, epoch) = Bench::serving();
+    let reason = "rank 0 does not answer".to_owned();
+    let failed = Report::Failed { group, epoch, rank: 1, reason, blames: Some(0) };
+    bench.report(second, failed);
+    // Both are there: perhaps it was a moment's weakness, and the next one would come at once.
+    assert_eq!(bench.group(), (group, epoch.next(), Phase::Repairing));
+    for _ in 0..3 {
+        bench.wait(100);
+        bench.report(first, Report::Heartbeat);
+        bench.report(second, Report::Heartbeat);
+    }
+    assert_eq!(bench.group(), (group, epoch.next(), Phase::Forming));
+    assert_eq!(bench.holders(), [(3, 8)], "without the one that was blamed");
+}
+
+#[test]
+fn a_group_whose_workers_are_all_gone_waits_for_all_of_them() {
+    let (mut bench, [first, second], group, epoch) = Bench::serving();
+    for session in [first, second] {
+        bench.input(Input::Closed { session, left: false });
+    }
+    bench.wait(300);
+    assert_eq!(bench.group(), (group, epoch.next(), Phase::Repairing));
+    let first = bench.open(1, Vec::new());
+    assert_eq!(bench.group().2, Phase::Repairing, "the other one may be on its way");
+    bench.open(2, Vec::new());
+    assert_eq!(bench.group().2, Phase::Forming);
+    assert_eq!(bench.holders(), [(2, 4), (3, 4)]);
+    let _ = first;
 }
 
 #[test]
@@ -377,7 +469,7 @@ fn failures_pause_placement_longer_each_time_until_a_group_serves_for_long() {
     let fail = |bench: &mut Bench| {
         let (group, epoch, _) = bench.group();
         let reason = "broken".to_owned();
-        bench.report(session, Report::Failed { group, epoch, rank: 0, reason });
+        bench.report(session, Report::Failed { group, epoch, rank: 0, reason, blames: None });
         assert_eq!(bench.group().2, Phase::Repairing, "placed within the pause");
         let mut waited = 0;
         while bench.group().2 == Phase::Repairing {
@@ -476,7 +568,7 @@ fn what_a_worker_says_before_its_join_is_decided_is_not_lost() {
     };
     let number = waiting.iter().find_map(joins).unwrap();
     let reason = "its lease ran out".to_owned();
-    bench.report(session, Report::Failed { group, epoch, rank: 0, reason });
+    bench.report(session, Report::Failed { group, epoch, rank: 0, reason, blames: None });
     let events = bench.apply(Command::Join { node: NodeId(2), info });
     bench.input(Input::Decided { number, outcome: Some(events) });
     assert_eq!(bench.group(), (group, epoch.next(), Phase::Forming));
@@ -503,7 +595,10 @@ fn what_the_log_does_not_take_waits_and_is_not_forgotten() {
     assert_eq!(bench.group(), (group, epoch, Phase::Serving));
     // A leader that fell forgets what it wanted.
     bench.refuses = true;
-    bench.report(first, Report::Failed { group, epoch, rank: 0, reason: "it fell".to_owned() });
+    bench.report(
+        first,
+        Report::Failed { group, epoch, rank: 0, reason: "it fell".to_owned(), blames: None },
+    );
     bench.input(Input::Follow);
     bench.refuses = false;
     bench.input(Input::Lead);

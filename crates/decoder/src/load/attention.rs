@@ -6,8 +6,9 @@ use compute::{Device, DeviceError, HeadMap};
 use model::{Attention, Grouped, Latent, LatentUp, Part};
 
 use super::{LoadError, Loader, Ropes};
+use crate::kept::Key;
 use crate::layout::Runs;
-use crate::weights::{AttentionWeights, GroupedWeights, LatentWeights, Piece};
+use crate::weights::{AttentionWeights, GroupedWeights, LatentWeights, Packed, Piece};
 
 impl<D: Device> Loader<'_, D> {
     /// What makes each head's output, and the projection back by own stripe.
@@ -178,7 +179,7 @@ impl<D: Device> Loader<'_, D> {
         layer: Option<usize>,
         attention: &Latent,
         head: usize,
-    ) -> Result<(D::Matrix, D::Matrix), LoadError> {
+    ) -> Result<(Packed<D>, Packed<D>), LoadError> {
         let &Latent { kv_rank, nope_dim, value_dim, .. } = attention;
         let precision = self.precision;
         let (part, values, key) = match attention.up {
@@ -205,7 +206,8 @@ impl<D: Device> Loader<'_, D> {
         part: Part,
         rows: Range<usize>,
         columns: Range<usize>,
-    ) -> Result<D::Matrix, LoadError> {
+    ) -> Result<Packed<D>, LoadError> {
+        let key = Key::new(layer, part, (&rows, &columns), true);
         let tensor = self.checkpoint.tensor(layer, part)?;
         let source = tensor.turned(rows, columns).ok_or_else(|| LoadError::Pack {
             tensor: tensor.name.to_owned(),
@@ -216,7 +218,7 @@ impl<D: Device> Loader<'_, D> {
                 expected: 1,
             },
         })?;
-        self.pack_source(&tensor, &source, self.precision)
+        self.pack_source(key, &tensor, &source, self.precision)
     }
 }
 

@@ -202,19 +202,15 @@ impl Scheduler {
         let rules = &sequence.request.stop;
         let mut reason = None;
         if let Some(sampled) = output.sampled {
-            let (id, index) = (sampled.token, sequence.generated.len());
-            if sequence.may_stop() && rules.stop_ids.contains(&id) {
-                reason = Some(FinishReason::Stop { id });
-            }
-            sequence.generated.push(id);
+            let index = sequence.generated.len();
+            sequence.generated.push(sampled.token);
+            reason = rules.reached(&sequence.generated);
             events.push(Event::Token { seq, index, sampled });
         }
         let generated = sequence.generated.len();
         // With `max_tokens` 0 the answer is full from the start: the prompt's end finishes it.
-        let full =
-            generated == rules.max_tokens && sequence.computed >= sequence.request.prompt.len();
-        if full {
-            reason = reason.or(Some(FinishReason::Length));
+        if rules.max_tokens == 0 && sequence.computed >= sequence.request.prompt.len() {
+            reason = Some(FinishReason::Length);
         }
         if let Some(reason) = reason {
             self.remove(seq);

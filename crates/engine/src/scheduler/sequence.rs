@@ -1,6 +1,6 @@
 //! One live sequence: its tokens, how many of them are computed, and its block table.
 
-use crate::{BlockId, Request, Want};
+use crate::{BlockId, Request, Resume, Want};
 
 #[derive(Debug, Clone)]
 pub(super) struct Sequence {
@@ -18,13 +18,13 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(request: Request) -> Self {
+    pub(super) fn new(request: Request, so_far: Resume) -> Self {
         Self {
             request,
-            generated: Vec::new(),
+            generated: so_far.generated,
             computed: 0,
             blocks: Vec::new(),
-            scored: 0,
+            scored: so_far.scored,
             cancelled: false,
         }
     }

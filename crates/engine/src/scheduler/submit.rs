@@ -2,7 +2,7 @@
 
 use super::Scheduler;
 use super::sequence::{Sequence, positions_max};
-use crate::{EngineConfig, Rejected, Request, Sampling, SeqId};
+use crate::{EngineConfig, Rejected, Request, Resume, Sampling, SeqId};
 
 /// Most alternatives that logprobs may be asked for.
 const LOGPROBS_MAX: u8 = 20;
@@ -16,15 +16,23 @@ impl Scheduler {
     /// and never at the context's end unannounced. Stop ids outside the vocabulary are harmless
     /// and allowed.
     pub fn submit(&mut self, request: Request) -> Result<SeqId, Rejected> {
+        self.resume(request, Resume::default())
+    }
+
+    /// The same for a sequence that had begun elsewhere: its answer continues after `so_far`, with
+    /// the tokens that it would have had. What was delivered is not delivered again, so the next
+    /// token's index is the number of those. An answer that was whole is refused.
+    pub fn resume(&mut self, request: Request, so_far: Resume) -> Result<SeqId, Rejected> {
         check_lengths(&request, &self.config)?;
-        check_ids(&request, self.config.vocab)?;
+        check_ids(&request, &so_far, self.config.vocab)?;
         check_sampling(&request)?;
+        check_resume(&request, &so_far)?;
         if self.waiting.len() >= self.config.waiting_max {
             return Err(Rejected::QueueFull { waiting: self.waiting.len() });
         }
         let seq = SeqId(self.next_seq);
         self.next_seq += 1;
-        self.sequences.insert(seq, Sequence::new(request));
+        self.sequences.insert(seq, Sequence::new(request, so_far));
         self.waiting.insert(seq);
         Ok(seq)
     }
@@ -46,12 +54,25 @@ fn check_lengths(request: &Request, config: &EngineConfig) -> Result<(), Rejecte
     Ok(())
 }
 
-fn check_ids(request: &Request, vocab: usize) -> Result<(), Rejected> {
+fn check_ids(request: &Request, so_far: &Resume, vocab: usize) -> Result<(), Rejected> {
     let biased = request.sampling.logit_bias.iter().map(|(id, _)| id);
-    match request.prompt.iter().chain(biased).find(|&&id| id as usize >= vocab) {
+    let known = request.prompt.iter().chain(&so_far.generated);
+    match known.chain(biased).find(|&&id| id as usize >= vocab) {
         Some(&id) => Err(Rejected::UnknownToken { id, vocab }),
         None => Ok(()),
     }
+}
+
+fn check_resume(request: &Request, so_far: &Resume) -> Result<(), Rejected> {
+    let whole = request.stop.reached(&so_far.generated).is_some();
+    if whole || so_far.generated.len() > request.stop.max_tokens {
+        return Err(Rejected::BadResume { field: "generated" });
+    }
+    let scored = so_far.scored;
+    if scored >= request.prompt.len() || (scored > 0 && request.prompt_logprobs.is_none()) {
+        return Err(Rejected::BadResume { field: "scored" });
+    }
+    Ok(())
 }
 
 fn check_sampling(request: &Request) -> Result<(), Rejected> {

@@ -307,7 +307,7 @@ async fn health_and_metrics_tell_the_truth() {
     ] {
         assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
     }
-    *server.view.0.lock().expect("not poisoned") = Err("2 of 3 ranks have joined".to_owned());
+    server.view.set(nothing("2 of 3 ranks have joined", Outlook::Wished));
     for path in ["/health", "/readyz"] {
         let sick = server.get(path).await;
         assert_eq!(sick.status, 503);

@@ -205,7 +205,7 @@ async fn a_leader_that_is_not_there() {
     let address = closed.local_addr().expect("an address").to_string();
     drop(closed);
     let route = route_to(&address);
-    *server.view.0.lock().expect("not poisoned") = Ok(route);
+    server.view.set(Ok(route));
     let reply = server.post("/v1/completions", &json!({"model": "demo", "prompt": "x"})).await;
     assert_eq!(reply.status, 503);
     assert!(!reply.text().contains(&address), "{}", reply.text());
@@ -242,7 +242,7 @@ async fn shutdown_lets_open_answers_end_for_a_while() {
 async fn tokenising_is_bounded_and_its_panics_stay_inside() {
     let mut config = config();
     config.limits.tokenizing = 1;
-    let view = FixedView(Arc::new(Mutex::new(Err("nothing is placed".to_owned()))));
+    let view = FixedView(Arc::new(Mutex::new(nothing("nothing is placed", Outlook::Wished))));
     let gateway = Arc::new(Gateway::new(config, Box::new(view), coordinator()).expect("starts"));
     let (release, held) = std::sync::mpsc::channel::<()>();
     let busy = Arc::clone(&gateway);

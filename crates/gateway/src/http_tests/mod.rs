@@ -5,10 +5,11 @@ mod answers;
 mod faults;
 mod leader;
 mod refusals;
+mod repairs;
 mod streams;
 
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use cluster::{Epoch, GroupId, NodeId, Route};
 use identity::{ClusterCa, NODE_LIFE, Role, Tls};
@@ -19,7 +20,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::config::{GatewayConfig, GatewayError, ModelFiles, RequestLimits};
-use crate::gateway::{Gateway, View};
+use crate::gateway::Gateway;
+use crate::view::{Change, NoRoute, Outlook, View};
 use leader::{FakeLeader, Rule};
 
 const TOKENIZER: &[u8] = include_bytes!("../../tests/fixtures/byte_level.json");
@@ -44,24 +46,66 @@ fn config() -> GatewayConfig {
         vocab: 509,
         bos: Some(0),
         eos: vec![1],
-        limits: RequestLimits::default(),
+        limits: RequestLimits { patience: Duration::from_millis(400), ..Default::default() },
     }
 }
 
 /// A view that a test sets.
 #[derive(Clone)]
-struct FixedView(Arc<Mutex<Result<Route, String>>>);
+struct FixedView(Arc<Mutex<Result<Route, NoRoute>>>);
+
+impl FixedView {
+    fn set(&self, to: Result<Route, NoRoute>) {
+        *self.0.lock().expect("not poisoned") = to;
+    }
+
+    fn get(&self) -> Result<Route, NoRoute> {
+        self.0.lock().expect("not poisoned").clone()
+    }
+
+    /// The group's next incarnation, on the same leader. A group falls once.
+    fn fence(&self, epoch: u64) {
+        let mut view = self.0.lock().expect("not poisoned");
+        if let Ok(route) = view.as_mut()
+            && route.epoch == Epoch(epoch)
+        {
+            route.epoch = route.epoch.next();
+        }
+    }
+}
 
 impl View for FixedView {
-    fn routes(&self, deployment: &str) -> Result<Vec<Route>, String> {
+    fn routes(&self, deployment: &str) -> Result<Vec<Route>, NoRoute> {
         assert!(["demo", "second"].contains(&deployment), "the deployment's own name is asked for");
-        self.0.lock().expect("not poisoned").clone().map(|route| vec![route])
+        self.get().map(|route| vec![route])
     }
 
     fn deployments(&self, digest: &str) -> Vec<String> {
         assert_eq!(digest, "abc123");
         vec!["demo".to_owned(), "second".to_owned()]
     }
+
+    fn stands(&self, route: &Route) -> bool {
+        self.get().is_ok_and(|now| (now.group, now.epoch) == (route.group, route.epoch))
+    }
+
+    fn suspect(&self, _: &Route) -> Option<String> {
+        None
+    }
+
+    fn change(&self) -> Change {
+        let (view, before) = (self.clone(), self.get());
+        Box::pin(async move {
+            while view.get() == before {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+    }
+}
+
+/// Nothing serves.
+fn nothing(why: &str, outlook: Outlook) -> Result<Route, NoRoute> {
+    Err(NoRoute { why: why.to_owned(), outlook })
 }
 
 /// A running gateway and its leader.
@@ -98,9 +142,9 @@ impl Server {
     }
 
     async fn with(rule: Rule, config: GatewayConfig) -> Self {
-        let leader = FakeLeader::start(rule).await;
-        let route = route_to(&leader.address);
-        let view = FixedView(Arc::new(Mutex::new(Ok(route))));
+        let view = FixedView(Arc::new(Mutex::new(nothing("it starts", Outlook::Wished))));
+        let leader = FakeLeader::start(rule, view.clone()).await;
+        view.set(Ok(route_to(&leader.address)));
         let socket = TcpSocket::new_v4().expect("a socket");
         // Little room for what nobody reads, so that tests of slow readers are quick.
         socket.set_send_buffer_size(16 << 10).expect("sets");

@@ -1,5 +1,6 @@
 //! `phalanx demo`: a real cluster on this machine, from nothing to a streamed answer.
 
+mod chaos;
 mod processes;
 mod show;
 
@@ -30,6 +31,10 @@ pub(crate) async fn run(args: args::Demo) -> anyhow::Result<()> {
     ensure!(!args.prompt.trim().is_empty(), "--prompt must not be empty");
     ensure!(args.workers > 0, "--workers must be at least 1");
     ensure!(args.max_tokens > 0, "--max-tokens must be at least 1");
+    if args.chaos {
+        ensure!(args.workers > 1, "--chaos needs --workers 2 or more: somebody must survive");
+        ensure!(args.max_tokens >= 16, "--chaos needs --max-tokens 16 or more");
+    }
     let directory = model_directory(args.model.as_deref())?;
     let model = ModelDir::open(&directory)?;
     let stripes = planner::stripes::default_count(&model.spec);
@@ -39,7 +44,8 @@ pub(crate) async fn run(args: args::Demo) -> anyhow::Result<()> {
         args.workers
     );
     let shutdown = process::shutdown(false)?;
-    let mut processes = Processes::new()?;
+    // Where workers are killed on purpose, the others need not complain about it.
+    let mut processes = Processes::new(if args.chaos { "off" } else { "error" })?;
     let shown = tokio::select! {
         result = tell(&args, &model, &mut processes) => result,
         () = shutdown.cancelled() => Ok(()),
@@ -78,6 +84,13 @@ async fn tell(
     };
     let ready = began.elapsed();
     show.plan(&status, model)?;
+    if args.chaos {
+        chaos::tell(args, (&operator, http, &status), processes, &show).await?;
+        if !args.once && !args.json {
+            show.next(http, &model.name);
+        }
+        return Ok(());
+    }
     show.question(&args.prompt);
     let (answer, timing) = ask(args, http, &show).await?;
     ensure!(!answer.text.is_empty(), "the model answered nothing");
@@ -120,10 +133,10 @@ impl Timing {
     }
 }
 
-async fn ask(args: &args::Demo, http: SocketAddr, show: &Show) -> anyhow::Result<(Answer, Timing)> {
-    let api = Api::new(&format!("http://{http}"));
-    let body = json!({
-        "model": api_model(&api).await?,
+/// What the model is asked.
+async fn question(args: &args::Demo, api: &Api) -> anyhow::Result<serde_json::Value> {
+    Ok(json!({
+        "model": api_model(api).await?,
         "messages": [{"role": "user", "content": args.prompt}],
         "max_tokens": args.max_tokens,
         "min_tokens": MIN_TOKENS.min(args.max_tokens),
@@ -132,7 +145,12 @@ async fn ask(args: &args::Demo, http: SocketAddr, show: &Show) -> anyhow::Result
         "seed": SEED,
         "stream": true,
         "stream_options": {"include_usage": true},
-    });
+    }))
+}
+
+async fn ask(args: &args::Demo, http: SocketAddr, show: &Show) -> anyhow::Result<(Answer, Timing)> {
+    let api = Api::new(&format!("http://{http}"));
+    let body = question(args, &api).await?;
     let show = show.clone();
     tokio::task::spawn_blocking(move || {
         let began = Instant::now();

@@ -32,15 +32,17 @@ pub(crate) struct Processes {
     children: Vec<(String, Child)>,
     private: TempDir,
     ca: ClusterCa,
+    /// How much the children say.
+    log: &'static str,
 }
 
 impl Processes {
     /// A new cluster, none of which runs yet.
-    pub(crate) fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new(log: &'static str) -> anyhow::Result<Self> {
         let private = tempfile::Builder::new().prefix("phalanx-demo-").tempdir();
         let private = private.context("a private temporary directory")?;
         let ca = init::found(&private.path().join(COORDINATOR), "demo")?;
-        Ok(Self { children: Vec::new(), private, ca })
+        Ok(Self { children: Vec::new(), private, ca, log })
     }
 
     fn data(&self, name: &str) -> PathBuf {
@@ -63,7 +65,7 @@ impl Processes {
         port: u16,
         ranks: usize,
     ) -> anyhow::Result<Announcement> {
-        let mut command = phalanx()?;
+        let mut command = phalanx(self.log)?;
         command.arg("coordinator").arg(model).arg("--data").arg(self.data(COORDINATOR));
         command.args(["--port", &port.to_string(), "--ranks", &ranks.to_string()]);
         command.args(["--listen", "127.0.0.1:0"]);
@@ -79,7 +81,7 @@ impl Processes {
     ) -> anyhow::Result<()> {
         let name = format!("worker-{number}");
         let token = self.ca.token(Role::Worker, 1, TOKEN_LIFE, SystemTime::now())?;
-        let mut command = phalanx()?;
+        let mut command = phalanx(self.log)?;
         command.arg("worker").arg(model).args(["--name", &name, "--threads", "1"]);
         command.arg("--data").arg(self.data(&name)).env("PHALANX_TOKEN", token.to_token()?);
         command.args(["--coordinator", &coordinator.to_string()]);
@@ -100,6 +102,14 @@ impl Processes {
             Ok(_) => bail!("the {name} ended before it listened"),
             Err(_) => bail!("the {name} did not listen within {} s", START.as_secs()),
         }
+    }
+
+    /// Ends a child at once, without a chance to say goodbye, and takes it off the list.
+    pub(crate) async fn kill(&mut self, name: &str) -> anyhow::Result<()> {
+        let at = self.children.iter().position(|(known, _)| known == name);
+        let at = at.with_context(|| format!("there is no {name} to kill"))?;
+        let (_, mut child) = self.children.remove(at);
+        child.kill().await.with_context(|| format!("the {name} cannot be killed"))
     }
 
     /// Waits until any child ends, which none should.
@@ -133,8 +143,8 @@ impl Processes {
 }
 
 /// This very binary, quiet: the demo speaks for its processes.
-fn phalanx() -> anyhow::Result<Command> {
+fn phalanx(log: &str) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("the path of this program")?);
-    command.args(["--log", "error"]);
+    command.args(["--log", log]);
     Ok(command)
 }

@@ -89,6 +89,11 @@ impl Show {
         }
     }
 
+    /// Something that is not part of the answer, on a line of its own.
+    pub(crate) fn note(&self, text: &str) {
+        self.line(text);
+    }
+
     pub(crate) fn figures(&self, answer: &Answer, timing: &Timing, digest: &str, ready: Duration) {
         self.line(&format!(
             "\n\n{} tokens, {:.0} tokens per second, first one after {:.0} ms; \

@@ -34,6 +34,27 @@ fn any_number_of_workers_gives_the_same_answer() {
 }
 
 #[test]
+fn chaos_costs_a_pause_and_no_byte() {
+    let shown = demo(&["--chaos"]);
+    assert_eq!(shown["same"], true, "{shown}");
+    assert_eq!(shown["digest_undisturbed"], shown["digest_disturbed"]);
+    assert_eq!(shown["ranks_left"], 2, "{shown}");
+    assert!(shown["pause_ms"].as_f64().is_some_and(|pause| pause > 0.0), "{shown}");
+    let bytes = |name: &str| shown[name].as_f64().expect("a count of bytes");
+    let again = bytes("bytes_read_again") / bytes("bytes_lost");
+    assert!((0.5..=1.1).contains(&again), "{again} of what was lost was read: {shown}");
+    let told = shown["timeline"].to_string();
+    for part in ["fenced", "epoch 2 is planned", "epoch 2 serves", "next token"] {
+        assert!(told.contains(part), "{part:?} is not in {told}");
+    }
+    // Whether it died within a step or between two, somebody noticed at once.
+    let noticed = ["rank 0 closed its link", "steps from rank 0 broke"];
+    assert!(noticed.iter().any(|how| told.contains(how)), "{told}");
+    let undisturbed = demo(&["--workers", "2"]);
+    assert_eq!(shown["digest_disturbed"], undisturbed["digest"]);
+}
+
+#[test]
 fn once_prints_the_plan_the_answer_and_the_figures() {
     let mut command = phalanx();
     command.current_dir(source("docs")).args(["demo", "--once", "--max-tokens", "8"]);
@@ -50,6 +71,7 @@ fn options_that_cannot_be_are_refused_by_name() {
     let refused = [
         (vec!["--workers", "9"], "--workers 9"),
         (vec!["--workers", "0"], "--workers"),
+        (vec!["--workers", "1", "--chaos"], "--chaos"),
         (vec!["--prompt", " "], "--prompt"),
         (vec!["--model", "no/such/model"], "no/such/model"),
     ];

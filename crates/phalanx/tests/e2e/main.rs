@@ -15,4 +15,5 @@ mod partition;
 mod pods;
 mod ports;
 mod rotation;
+mod survive;
 mod wire_tap;

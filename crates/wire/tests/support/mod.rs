@@ -73,6 +73,14 @@ impl Worker for Echo {
         self.calls.fetch_add(1, Ordering::SeqCst);
         Ok(Response::new(pb::CountsReply::default()))
     }
+
+    async fn pulse(
+        &self,
+        _: Request<pb::PulseRequest>,
+    ) -> Result<Response<pb::PulseReply>, Status> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        Ok(Response::new(pb::PulseReply::default()))
+    }
 }
 
 /// A running server.

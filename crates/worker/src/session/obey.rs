@@ -37,7 +37,7 @@ impl Session {
             Err(reason) => {
                 // Another plan may do: the group fails, not the worker.
                 tracing::error!(group = group.0, epoch = epoch.0, reason, "cannot form");
-                let _ = up.send(Report::Failed { group, epoch, rank: mine, reason });
+                let _ = up.send(Report::Failed { group, epoch, rank: mine, reason, blames: None });
                 return Ok(());
             }
         };

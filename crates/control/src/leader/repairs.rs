@@ -1,0 +1,153 @@
+//! What the leader knows of groups that are repaired, beside the state: who is at fault, whether
+//! anybody holds their stripes, and for how long they have served.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cluster::{ClusterState, Event, Group, GroupId, Observation, Phase, Standing};
+use planner::NodeId;
+
+use super::Leader;
+
+/// How long a node is avoided after a rank of it failed, in milliseconds.
+const BLAME: u64 = 10_000;
+/// How long a narrow group serves before it takes in spare devices.
+const SETTLE: u64 = 5_000;
+
+/// Soft state about repairs.
+#[derive(Debug, Default)]
+pub(super) struct Repairs {
+    /// By fenced group: from when on it may go on with fewer ranks.
+    narrow: BTreeMap<GroupId, u64>,
+    /// By serving group: since when.
+    serving: BTreeMap<GroupId, u64>,
+    /// By node: until when it is avoided.
+    avoid: BTreeMap<NodeId, u64>,
+}
+
+impl Leader {
+    /// What reconciliation has to know beside the state.
+    pub(super) fn observe(&mut self, cluster: &ClusterState) -> Observation {
+        let (now, takeover) = (self.now, self.timing.takeover);
+        let repairs = &mut self.repairs;
+        repairs.avoid.retain(|_, until| *until > now);
+        let phase = |group: &GroupId| cluster.groups().get(group).map(|group| group.phase);
+        repairs.narrow.retain(|group, _| phase(group) == Some(Phase::Repairing));
+        repairs.serving.retain(|group, _| phase(group) == Some(Phase::Serving));
+        for (&id, group) in cluster.groups() {
+            // What happened before this leader led is as if it happened now.
+            if group.phase == Phase::Repairing {
+                repairs.narrow.entry(id).or_insert(now + takeover);
+            } else if group.phase == Phase::Serving {
+                repairs.serving.entry(id).or_insert(now);
+            }
+        }
+        let paused = self.pauses.iter().filter(|(_, pause)| pause.until > now);
+        let narrow = repairs.narrow.iter().filter(|(_, from)| **from <= now);
+        let settled = repairs.serving.iter().filter(|(_, since)| **since + SETTLE <= now);
+        Observation {
+            paused: paused.map(|(&group, _)| group).collect(),
+            // What is placed on a node that has not come to this leader yet would wait for it.
+            reachable: Some(
+                self.sessions.values().filter(|s| s.admitted).map(|s| s.node).collect(),
+            ),
+            narrow: narrow.map(|(&group, _)| group).collect(),
+            widen: settled.map(|(&group, _)| group).collect(),
+            avoid: repairs.avoid.keys().copied().collect(),
+        }
+    }
+
+    /// Takes note of groups that were fenced: where some of their nodes are there, these hold
+    /// their stripes and nobody has to be waited for.
+    pub(super) fn note_repairs(&mut self, cluster: &ClusterState, events: &[Event]) {
+        // A node that joins is a new process, which holds nothing.
+        let fresh = events.iter().filter_map(|event| match event {
+            Event::NodeJoined { node, .. } => Some(*node),
+            _ => None,
+        });
+        let fresh: BTreeSet<NodeId> = fresh.collect();
+        for event in events {
+            match event {
+                Event::GroupFenced { group, nodes, .. } => {
+                    let mut nodes = nodes.iter();
+                    let there =
+                        nodes.any(|node| !fresh.contains(node) && self.there(cluster, *node));
+                    let wait = if there { 0 } else { self.timing.takeover };
+                    self.repairs.narrow.insert(*group, self.now + wait);
+                }
+                Event::GroupServing { group, .. } => {
+                    self.repairs.serving.insert(*group, self.now);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether a node can be told something and does what it is told.
+    fn there(&self, cluster: &ClusterState, node: NodeId) -> bool {
+        let session = self.contacts.get(&node).and_then(|contact| contact.session);
+        let admitted = session.and_then(|id| self.sessions.get(&id)).is_some_and(|s| s.admitted);
+        admitted && cluster.nodes().get(&node).is_some_and(cluster::Node::open)
+    }
+
+    /// A rank failed. Where a node of the group is gone, that is why, and it is known; else the
+    /// one at fault is avoided, and placing the group waits: it may fail again.
+    pub(super) fn rank_failed(
+        &mut self,
+        cluster: &ClusterState,
+        (id, group): (GroupId, &Group),
+        rank: usize,
+        blames: Option<usize>,
+    ) {
+        if !group.nodes().iter().all(|node| self.there(cluster, *node)) {
+            return;
+        }
+        let at_fault = group.plan.ranks.get(blames.unwrap_or(rank));
+        if let Some(planned) = at_fault {
+            self.repairs.avoid.insert(planned.node, self.now + BLAME);
+        }
+        self.pause(id);
+    }
+
+    /// A node is gone, or about to be: groups that it had a rank of wait for nothing.
+    pub(super) fn hasten(&mut self, cluster: &ClusterState, node: NodeId) {
+        for (group, pause) in &mut self.pauses {
+            let had = cluster.groups().get(group).is_some_and(|one| one.nodes().contains(&node));
+            if had {
+                pause.until = 0;
+            }
+        }
+    }
+
+    /// Fences groups with a rank on a node that is silent although its session stands: it is
+    /// stopped, or cut off. It may come back; until then others can do its part.
+    pub(super) fn stalls(&mut self, cluster: &ClusterState) {
+        let silent = |leader: &Self, node: NodeId| {
+            let contact = leader.contacts.get(&node);
+            let heard = contact.filter(|contact| contact.session.is_some()).map(|c| c.heard);
+            heard.map(|heard| leader.now.saturating_sub(heard))
+        };
+        let limit = 2 * self.timing.suspicion;
+        let mut stalled = Vec::new();
+        for (&id, group) in cluster.groups().iter().filter(|(_, group)| group.live()) {
+            for rank in &group.plan.ranks {
+                let suspect = cluster.nodes().get(&rank.node);
+                let suspect = suspect.is_some_and(|node| node.standing == Standing::Suspect);
+                let silence = silent(self, rank.node).filter(|ms| suspect && *ms >= limit);
+                if let Some(silence) = silence {
+                    let (node, rank) = (rank.node.0, rank.rank);
+                    let reason = format!("rank {rank} on node {node} is silent for {silence} ms");
+                    stalled.push((id, group, reason));
+                    break;
+                }
+            }
+        }
+        for (id, group, reason) in stalled {
+            let wish = cluster.deployments().get(&group.deployment);
+            let mut others = cluster.nodes().keys().filter(|node| self.there(cluster, **node));
+            // Alone it is waited for: there is nobody who could do better.
+            if others.any(|node| wish.is_some_and(|wish| wish.allows(*node))) {
+                self.fence(id, group.epoch, reason);
+            }
+        }
+    }
+}

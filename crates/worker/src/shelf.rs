@@ -1,0 +1,57 @@
+//! Weights without a rank: what a device held when its rank ended, for the next one.
+//!
+//! A group that is repaired goes on within moments, mostly on the same devices; what those hold
+//! already need not be read again. Nothing stays for long: a worker whose lease has run out keeps
+//! nothing, and what no rank asks for is freed after a while.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use compute::CpuDevice;
+use decoder::Kept;
+
+/// How long weights wait for a rank.
+const KEEP: Duration = Duration::from_secs(60);
+
+/// One device's weights, and since when they wait.
+type Waiting = (Instant, Kept<CpuDevice>);
+
+/// By device: its weights. Clones share them.
+#[derive(Clone, Default)]
+pub(crate) struct Shelf {
+    kept: Arc<Mutex<BTreeMap<usize, Waiting>>>,
+}
+
+impl Shelf {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Waiting>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves a device's weights here.
+    pub(crate) fn put(&self, device: usize, weights: Kept<CpuDevice>) {
+        if !weights.is_empty() {
+            self.lock().insert(device, (Instant::now(), weights));
+        }
+    }
+
+    /// Takes what the device held, for its next rank.
+    pub(crate) fn take(&self, device: usize) -> Option<Kept<CpuDevice>> {
+        self.lock().remove(&device).map(|(_, weights)| weights)
+    }
+
+    /// Frees what has waited too long.
+    pub(crate) fn expire(&self) {
+        self.lock().retain(|_, (since, _)| since.elapsed() < KEEP);
+    }
+
+    /// Whether nothing waits here.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Frees everything.
+    pub(crate) fn clear(&self) {
+        self.lock().clear();
+    }
+}
