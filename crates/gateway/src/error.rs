@@ -141,6 +141,14 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, Kind::InvalidRequest, "request_timeout", message)
     }
 
+    /// 422: the idempotency key came with another request before.
+    pub(crate) fn other_key() -> Self {
+        let message = "the idempotency key was used for another request".to_owned();
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        Self::new(status, Kind::InvalidRequest, "idempotency_key_reused", message)
+            .at(crate::idempotency::HEADER)
+    }
+
     /// 429: the waiting queue is full.
     pub(crate) fn full() -> Self {
         let message = "too many requests are waiting; try again later".to_owned();

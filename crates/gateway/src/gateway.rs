@@ -19,6 +19,7 @@ use crate::defaults::SamplingDefaults;
 use crate::error::ApiError;
 use crate::generate::{Context, Job, Sequence, TextRules};
 use crate::health::Health;
+use crate::idempotency::Answers;
 use crate::leader::Leaders;
 use crate::metrics::Metrics;
 use crate::specials::Marker;
@@ -42,6 +43,7 @@ pub(crate) struct Gateway {
     defaults: SamplingDefaults,
     ways: Arc<Ways>,
     health: Health,
+    pub(crate) answers: Answers,
     tokenizing: Arc<Semaphore>,
     /// Room for request bodies, in KiB.
     pub(crate) bodies: Arc<Semaphore>,
@@ -74,6 +76,7 @@ impl Gateway {
             bodies: Arc::new(Semaphore::new(kib(config.limits.bodies_bytes) as usize)),
             ways: Arc::new(ways),
             health: Health::default(),
+            answers: Answers::default(),
             name,
             metrics,
             config,
@@ -87,6 +90,7 @@ impl Gateway {
             defaults: &self.defaults,
             vocab: self.config.vocab,
             context: self.config.context,
+            seed: None,
         }
     }
 

@@ -29,6 +29,7 @@ mod gateway;
 mod generate;
 mod generators;
 mod health;
+mod idempotency;
 mod json;
 mod leader;
 mod load;

@@ -22,13 +22,14 @@ use crate::api::chat::{ChatRequest, ChatWriter};
 use crate::api::completions::{CompletionsRequest, CompletionsWriter};
 use crate::api::fields::Prompt;
 use crate::api::models;
-use crate::api::options::Options;
+use crate::api::options::{Options, Rules};
 use crate::api::shape::{Identity, Usage};
 use crate::api::tokens::{DetokenizeRequest, Input, TokenizeRequest};
 use crate::clock::unix_seconds;
 use crate::detokenizer::Detokenizer;
 use crate::error::ApiError;
 use crate::gateway::{Gateway, kib};
+use crate::idempotency::{Key, Part, Ticket};
 use crate::stream::{Writer, collect, respond};
 
 type Shared = State<Arc<Gateway>>;
@@ -58,6 +59,9 @@ pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
         .layer(from_fn_with_state(Arc::clone(&gateway), identify))
         .with_state(gateway)
 }
+
+/// On answers that were given before.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// Most bytes of a refused body that are read so that its sender sees the refusal.
 const DISCARD_BYTES: usize = 64 << 20;
@@ -201,15 +205,52 @@ fn identity(prefix: &str, id: &RequestId, options: &Options) -> Identity {
     }
 }
 
+/// What a request is checked against; with a key it is drawn from the same seed each time.
+fn rules<'a>(gateway: &'a Gateway, key: Option<&Key>, body: &[u8]) -> Rules<'a> {
+    Rules { seed: key.map(|key| key.seed(body)), ..gateway.rules() }
+}
+
+/// Where a request with a key is to be answered whole: the right to answer it, or what was said
+/// to it before. Streams are not kept; who asks again gets the same bytes computed again.
+async fn first(
+    gateway: &Gateway,
+    key: Option<Key>,
+    (path, body): (&str, &[u8]),
+    options: &Options,
+) -> Result<Result<Option<Ticket>, Response>, ApiError> {
+    let Some(key) = key.filter(|_| options.stream.is_none()) else { return Ok(Ok(None)) };
+    Ok(match gateway.answers.begin(&key, path, body).await? {
+        Part::First(ticket) => Ok(Some(ticket)),
+        Part::Again(bytes) => {
+            let headers = [(REPLAYED, "true"), (header::CONTENT_TYPE, "application/json")];
+            Err((headers, bytes).into_response())
+        }
+    })
+}
+
+/// An answer in one body, remembered where there is a key.
+fn whole(answer: &Value, ticket: Option<Ticket>) -> Response {
+    let bytes = Bytes::from(answer.to_string());
+    if let Some(ticket) = ticket {
+        ticket.answered(&bytes);
+    }
+    ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
+}
+
 async fn completions(
     State(gateway): Shared,
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Answer {
+    let key = Key::read(request.headers())?;
     let (body, room) = read_body(&gateway, request).await?;
-    let request = CompletionsRequest::parse(&body, &gateway.rules())?;
-    drop(body);
+    let request = CompletionsRequest::parse(&body, &rules(&gateway, key.as_ref(), &body))?;
     gateway.check_model(&request.options.model)?;
+    let ticket = match first(&gateway, key, ("/v1/completions", &body), &request.options).await? {
+        Ok(ticket) => ticket,
+        Err(again) => return Ok(again),
+    };
+    drop(body);
     let ids = gateway.prompt_ids(request.prompts.clone(), request.add_special).await?;
     drop(room);
     let jobs = gateway.completion_jobs(&request, &ids)?;
@@ -229,7 +270,7 @@ async fn completions(
     }
     let pieces = collect(sequences).await?;
     let completion = pieces.iter().map(|piece| piece.tokens.len()).sum();
-    Ok(Json(writer.whole(&pieces, Usage { prompt, completion })).into_response())
+    Ok(whole(&writer.whole(&pieces, Usage { prompt, completion }), ticket))
 }
 
 async fn chat(
@@ -237,10 +278,16 @@ async fn chat(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Answer {
+    let key = Key::read(request.headers())?;
     let (body, room) = read_body(&gateway, request).await?;
-    let request = ChatRequest::parse(&body, &gateway.rules())?;
-    drop(body);
+    let request = ChatRequest::parse(&body, &rules(&gateway, key.as_ref(), &body))?;
     gateway.check_model(&request.options.model)?;
+    let path = "/v1/chat/completions";
+    let ticket = match first(&gateway, key, (path, &body), &request.options).await? {
+        Ok(ticket) => ticket,
+        Err(again) => return Ok(again),
+    };
+    drop(body);
     let ids = gateway.chat_ids(request.conversation.clone()).await?;
     drop(room);
     let jobs = gateway.chat_jobs(&request, &ids)?;
@@ -259,7 +306,7 @@ async fn chat(
     }
     let pieces = collect(sequences).await?;
     let completion = pieces.iter().map(|piece| piece.tokens.len()).sum();
-    Ok(Json(writer.whole(&pieces, Usage { prompt, completion })).into_response())
+    Ok(whole(&writer.whole(&pieces, Usage { prompt, completion }), ticket))
 }
 
 async fn tokenize(State(gateway): Shared, request: Request) -> Answer {

@@ -14,6 +14,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) defaults: &'a SamplingDefaults,
     pub(crate) vocab: usize,
     pub(crate) context: usize,
+    /// The seed of a request that names none, where it must be this one.
+    pub(crate) seed: Option<u64>,
 }
 
 /// What a stream shall carry beside text.
@@ -150,7 +152,10 @@ fn sampling(fields: &mut Fields, rules: &Rules<'_>) -> Result<Sampling, ApiError
         frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
         presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
         logit_bias: logit_bias(fields, rules)?,
-        seed: fields.integer("seed", i64::MIN..=i64::MAX)?.map_or_else(random, i64::cast_unsigned),
+        seed: match fields.integer("seed", i64::MIN..=i64::MAX)? {
+            Some(seed) => seed.cast_unsigned(),
+            None => rules.seed.unwrap_or_else(random),
+        },
         choice: 0,
     })
 }

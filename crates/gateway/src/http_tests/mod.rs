@@ -3,6 +3,7 @@
 
 mod answers;
 mod faults;
+mod keys;
 mod leader;
 mod refusals;
 mod repairs;
