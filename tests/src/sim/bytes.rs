@@ -100,7 +100,10 @@ impl Bytes {
         let at = *rng.pick(&written)?;
         let bit = 1 << rng.below(8);
         inner.sure[at] ^= bit;
-        inner.seen[at] ^= bit;
+        // It may have been cut off since the last sync.
+        if let Some(byte) = inner.seen.get_mut(at) {
+            *byte ^= bit;
+        }
         Some(at)
     }
 }
@@ -229,6 +232,17 @@ mod tests {
             seen.insert(found.iter().filter(|byte| **byte == 2).count());
         }
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), [0, 256, 768, 1024]);
+    }
+
+    #[test]
+    fn a_bit_turns_behind_an_end_that_is_not_synced() {
+        let file = Bytes::new(false);
+        file.set_len(8).unwrap();
+        file.write(0, &[0, 0, 0, 0, 0, 0, 0, 9]).unwrap();
+        file.sync_data().unwrap();
+        file.set_len(4).unwrap();
+        assert_eq!(file.flip(&mut Rng::new(1, 1)), Some(7));
+        assert_eq!(bytes(&file), [0; 4]);
     }
 
     #[test]
