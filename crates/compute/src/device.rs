@@ -91,9 +91,11 @@ pub enum Encoding<'a> {
     /// One byte per element, float8 E4M3 (finite: no infinity, NaN at 0x7f and 0xff); its value is
     /// the number times its block's scale, multiplied in f32.
     Fp8Blocks {
-        /// f32, little endian, row-major, one per block:
+        /// Little endian, row-major, one per block:
         /// `[ceil(stored rows / block), ceil(stored columns / block)]`.
         scales: &'a [u8],
+        /// How these are written; they are widened to f32.
+        scale_type: StoredType,
         /// Rows and columns of a block.
         block: usize,
     },

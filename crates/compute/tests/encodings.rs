@@ -40,7 +40,7 @@ fn all_codes_of_fp8() {
     let codes: Vec<u8> = (0..=255).collect();
     let scale = 1_f32.to_le_bytes();
     let got = unpacked(&WeightSource {
-        encoding: Encoding::Fp8Blocks { scales: &scale, block: 256 },
+        encoding: Encoding::Fp8Blocks { scales: &scale, scale_type: StoredType::F32, block: 256 },
         ..WeightSource::plain(&codes, StoredType::F32, 256, 0..1, 0..256)
     });
     for (code, got) in codes.iter().zip(&got) {
@@ -77,8 +77,9 @@ impl Fp8 {
     }
 
     fn source(&self) -> WeightSource<'_> {
+        let (scales, scale_type) = (&self.scale_bytes[..], StoredType::F32);
         WeightSource {
-            encoding: Encoding::Fp8Blocks { scales: &self.scale_bytes, block: self.block },
+            encoding: Encoding::Fp8Blocks { scales, scale_type, block: self.block },
             ..WeightSource::plain(
                 &self.bytes,
                 StoredType::F32,
@@ -108,6 +109,29 @@ fn fp8_blocks_have_their_own_scales() {
         let got = unpacked(&stored.source());
         for (i, got) in got.iter().enumerate() {
             assert_eq!(got.to_bits(), stored.at(i / columns, i % columns).to_bits());
+        }
+    }
+}
+
+/// Published checkpoints have scales of each plain type.
+#[test]
+fn fp8_scales_are_widened() {
+    let stored = Fp8::new(7, 5, 2);
+    let bf16s = stored.scales.iter().map(|scale| bf16(*scale));
+    let f16s = stored.scales.iter().map(|scale| half::f16::from_f32(*scale).to_f32());
+    let kept: [(StoredType, Vec<f32>); 2] =
+        [(StoredType::Bf16, bf16s.collect()), (StoredType::F16, f16s.collect())];
+    for (scale_type, widened) in kept {
+        let narrow = |scale: &f32| match scale_type {
+            StoredType::Bf16 => half::bf16::from_f32(*scale).to_le_bytes(),
+            _ => half::f16::from_f32(*scale).to_le_bytes(),
+        };
+        let scales: Vec<u8> = stored.scales.iter().flat_map(narrow).collect();
+        let encoding = Encoding::Fp8Blocks { scales: &scales, scale_type, block: 2 };
+        let got = unpacked(&WeightSource { encoding, ..stored.source() });
+        let wide = Fp8 { scales: widened, ..Fp8::new(7, 5, 2) };
+        for (i, got) in got.iter().enumerate() {
+            assert_eq!(got.to_bits(), wide.at(i / 5, i % 5).to_bits(), "{scale_type:?}");
         }
     }
 }

@@ -55,8 +55,9 @@ fn pack_checks_the_stored_rectangle() {
 fn pack_checks_encodings_and_strides() {
     let (device, bytes, ones) = (plain(), [0; 96], [1; 24]);
     let pack = |source: &WeightSource<'_>| device.pack(source, Precision::F32);
+    let scale_type = StoredType::F32;
     let fp8 = |scales, block| WeightSource {
-        encoding: Encoding::Fp8Blocks { scales, block },
+        encoding: Encoding::Fp8Blocks { scales, scale_type, block },
         ..source(&bytes, 8, 0..12, 0..8)
     };
     // 12 rows and 8 columns in blocks of 5: 3 by 2 scales.

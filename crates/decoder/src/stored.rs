@@ -39,7 +39,7 @@ pub(crate) struct Place {
 pub(crate) enum Elements {
     Plain(StoredType),
     Blocks(BlockFormat),
-    Fp8Blocks { scales: Place },
+    Fp8Blocks { scales: Place, scale_type: StoredType },
     Mxfp4 { scales: Place },
     Int4 { scales: Place, zeros: Place, groups: Option<Place>, group: usize, order: Int4Order },
 }
@@ -58,9 +58,11 @@ impl<'a> StoredTensor<'a> {
         let bytes = |place: &Place| &files[place.file].bytes()[place.bytes.clone()];
         let encoding = match &located.elements {
             Elements::Plain(stored) => Encoding::Plain(*stored),
-            Elements::Fp8Blocks { scales } => {
-                Encoding::Fp8Blocks { scales: bytes(scales), block: FP8_BLOCK }
-            }
+            Elements::Fp8Blocks { scales, scale_type } => Encoding::Fp8Blocks {
+                scales: bytes(scales),
+                scale_type: *scale_type,
+                block: FP8_BLOCK,
+            },
             Elements::Mxfp4 { scales } => Encoding::Mxfp4 { scales: bytes(scales) },
             Elements::Blocks(format) => Encoding::Blocks(*format),
             Elements::Int4 { scales, zeros, groups, group, order } => Encoding::Int4(Int4 {
@@ -195,8 +197,8 @@ impl<'a> Finder<'a> {
         let (elements, stored_columns) = match &stored.encoding {
             model::Encoding::Fp8Blocks { scales } if info.dtype == Dtype::F8_E4M3 => {
                 expect(header, &wanted.name, shape, Dtype::F8_E4M3)?;
-                let scales = self.fp8_scales(scales, shape, stored.slab)?;
-                (Elements::Fp8Blocks { scales }, last(0))
+                let (scales, scale_type) = self.fp8_scales(scales, shape, stored.slab)?;
+                (Elements::Fp8Blocks { scales, scale_type }, last(0))
             }
             model::Encoding::Mxfp4 { scales } => {
                 expect(header, &wanted.name, shape, Dtype::U8)?;
@@ -300,19 +302,20 @@ impl<'a> Finder<'a> {
         Ok((*file, info))
     }
 
-    /// One f32 for each block of [`FP8_BLOCK`] rows and columns; blocks at the edges are partial.
+    /// One number for each block of [`FP8_BLOCK`] rows and columns; blocks at the edges are partial.
     fn fp8_scales(
         &mut self,
         name: &str,
         shape: &[usize],
         slab: Option<usize>,
-    ) -> Result<Place, CheckpointError> {
+    ) -> Result<(Place, StoredType), CheckpointError> {
         let matrix = shape.len().saturating_sub(2);
         let blocks = shape[matrix..].iter().map(|n| n.div_ceil(FP8_BLOCK));
         let shape: Vec<usize> = shape[..matrix].iter().copied().chain(blocks).collect();
         let (file, info) = self.find(name)?;
-        expect(&self.headers[file], name, &shape, Dtype::F32)?;
-        Ok(place(file, info, slab))
+        let scale_type = plain(&self.headers[file], name, info.dtype)?;
+        expect(&self.headers[file], name, &shape, info.dtype)?;
+        Ok((place(file, info, slab), scale_type))
     }
 
     /// One exponent for each block of [`MXFP4_BLOCK`] elements of a row.

@@ -87,7 +87,14 @@ impl ModelSpec {
         within("context", self.context, 1..=limits::CONTEXT)?;
         within("layers", self.layers.len(), 1..=limits::LAYERS)?;
         positive("norm_eps", self.norm_eps.into())?;
-        self.embedding_scale.map_or(Ok(()), |scale| positive("embedding_scale", scale.into()))?;
+        let scales = [
+            ("embedding_scale", self.embedding_scale),
+            ("branch_scale", self.branch_scale),
+            ("logit_scale", self.logit_scale),
+        ];
+        for (field, scale) in scales {
+            scale.map_or(Ok(()), |scale| positive(field, scale.into()))?;
+        }
         self.logit_softcap.map_or(Ok(()), |cap| positive("logit_softcap", cap.into()))?;
         within("eos", self.eos.len(), 0..=LISTED)?;
         for &token in self.bos.iter().chain(&self.eos) {

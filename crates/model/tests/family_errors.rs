@@ -233,6 +233,22 @@ fn gemma() {
     );
 }
 
+/// The window stands under two names in some published configs of Gemma 2.
+#[test]
+fn a_window_that_is_named_twice() {
+    all_refused(
+        GEMMA2,
+        &[(
+            json!({"sliding_window_size": 77}),
+            "fields `sliding_window_size` and `sliding_window` contradict each other",
+        )],
+    );
+    let mut config: Value = serde_json::from_str(GEMMA2).unwrap();
+    let plain = ModelSpec::from_config(&config.to_string()).unwrap();
+    config["sliding_window_size"] = config["sliding_window"].clone();
+    assert_eq!(ModelSpec::from_config(&config.to_string()).unwrap(), plain);
+}
+
 #[test]
 fn gpt_oss_and_phi3() {
     all_refused(

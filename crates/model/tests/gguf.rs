@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop at once")]
 
 use model::gguf::{Gguf, TensorType};
+use model::{Attention, RopeScaling};
 use proptest::prelude::*;
 
 /// Writes files, well-formed ones unless told otherwise.
@@ -88,6 +89,82 @@ fn well_formed_files_are_read() {
     let list = gguf.value("k.list").unwrap().array().unwrap();
     assert_eq!(list.values().map(|v| v.whole()).collect::<Vec<_>>(), [Some(1), Some(2)]);
     assert_eq!(gguf.value("k.small"), Some(&model::gguf::Value::Number(1e-6)));
+}
+
+/// The least that a Llama needs to have a spec.
+fn llama(more: &[(&str, u32, Vec<u8>)]) -> Result<model::ModelSpec, String> {
+    let count = |count: u32| (4, count.to_le_bytes().to_vec());
+    let number = |number: f32| (6, number.to_le_bytes().to_vec());
+    let keys = [
+        ("general.architecture", (8, text("llama"))),
+        ("llama.block_count", count(1)),
+        ("llama.embedding_length", count(8)),
+        ("llama.feed_forward_length", count(8)),
+        ("llama.context_length", count(64)),
+        ("llama.attention.head_count", count(2)),
+        ("llama.attention.layer_norm_rms_epsilon", number(1e-5)),
+    ];
+    let mut writer = Writer::default().tensor("token_embd.weight", &[8, 5], 0, 0).data(160);
+    for (key, (kind, value)) in &keys {
+        writer = writer.entry(key, *kind, value);
+    }
+    for (key, kind, value) in more {
+        writer = writer.entry(key, *kind, value);
+    }
+    let bytes = writer.write();
+    let gguf = Gguf::parse("w.gguf", &bytes).unwrap();
+    gguf.spec().map_err(|error| error.to_string())
+}
+
+fn scaling(spec: &model::ModelSpec) -> &RopeScaling {
+    match &spec.layers[0].attention {
+        Attention::Grouped(grouped) => &grouped.rope.scaling,
+        Attention::Latent(_) => panic!("a Llama"),
+    }
+}
+
+#[test]
+fn a_rope_factor_alone_is_linear() {
+    let factor = || ("llama.rope.scaling.factor", 6, 8f32.to_le_bytes().to_vec());
+    assert_eq!(scaling(&llama(&[]).unwrap()), &RopeScaling::None);
+    let alone = llama(&[factor()]).unwrap();
+    assert_eq!(scaling(&alone), &RopeScaling::Linear { factor: 8.0 });
+    let none = llama(&[factor(), ("llama.rope.scaling.type", 8, text("none"))]).unwrap();
+    assert_eq!(scaling(&none), &RopeScaling::None);
+}
+
+#[test]
+fn scales_of_attention_are_positive_numbers() {
+    for scale in [0.0_f64, -1.0, 1e300] {
+        let key = ("llama.attention.scale", 12, scale.to_le_bytes().to_vec());
+        let error = llama(&[key]).unwrap_err();
+        assert!(error.contains("llama.attention.scale is no positive number"), "{error}");
+    }
+    let spec = llama(&[("llama.attention.scale", 6, 0.5f32.to_le_bytes().to_vec())]).unwrap();
+    assert!(matches!(&spec.layers[0].attention, Attention::Grouped(own) if own.scale == 0.5));
+}
+
+/// All substrings of one word: every token can be put together in as many ways as it is long.
+#[test]
+fn vocabularies_that_can_be_put_together_in_too_many_ways() {
+    let letters: Vec<char> = ('\u{4e00}'..).take(190).collect();
+    let mut words: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
+    for begin in 0..letters.len() {
+        words.extend((begin + 1..=letters.len()).map(|end| letters[begin..end].iter().collect()));
+    }
+    let list = |kind: u32, values: Vec<u8>| {
+        [&kind.to_le_bytes()[..], &(words.len() as u64).to_le_bytes(), &values].concat()
+    };
+    let kinds = (0..words.len()).flat_map(|id| [2i32, 3, 3].get(id).unwrap_or(&1).to_le_bytes());
+    let scores = (0..words.len()).flat_map(|id| (-(id as f32)).to_le_bytes());
+    let writer = two_tensors()
+        .entry("tokenizer.ggml.model", 8, &text("llama"))
+        .entry("tokenizer.ggml.tokens", 9, &list(8, words.iter().flat_map(|w| text(w)).collect()))
+        .entry("tokenizer.ggml.token_type", 9, &list(5, kinds.collect()))
+        .entry("tokenizer.ggml.scores", 9, &list(6, scores.collect()));
+    let bytes = writer.write();
+    let error = Gguf::parse("w.gguf", &bytes).unwrap().tokenizer().unwrap_err().to_string();
+    assert!(words.len() < 20_000 && error.contains("in more than"), "{error}");
 }
 
 #[test]

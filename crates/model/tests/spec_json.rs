@@ -99,6 +99,19 @@ fn formats_that_no_file_has_are_refused() {
     }
 }
 
+#[test]
+fn scales_are_positive_numbers() {
+    for wrong in [0.0, -1.0, f32::NAN] {
+        let scale = Some(wrong);
+        let spec = golden("granite");
+        let embedding = ModelSpec { embedding_scale: scale, ..spec.clone() };
+        let branch = ModelSpec { branch_scale: scale, ..spec.clone() };
+        let logit = ModelSpec { logit_scale: scale, ..spec };
+        let named = [embedding, branch, logit].map(|spec| spec.check().unwrap_err().field);
+        assert_eq!(named, ["embedding_scale", "branch_scale", "logit_scale"]);
+    }
+}
+
 proptest! {
     /// Every positive finite number, down to the subnormal ones.
     #[test]

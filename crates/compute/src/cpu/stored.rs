@@ -50,7 +50,8 @@ enum Decoder<'a> {
     Bf16,
     /// Scales `[row of blocks][across]`.
     Fp8 {
-        scales: &'a [[u8; 4]],
+        scales: &'a [u8],
+        scale_type: StoredType,
         block: usize,
         across: usize,
     },
@@ -170,9 +171,9 @@ impl<'a> Reader<'a> {
             Decoder::F32 => f32::from_le_bytes(bytes.as_chunks().0[column]),
             Decoder::F16 => half_to_f32(bytes.as_chunks().0[column]),
             Decoder::Bf16 => bf16_to_f32(bytes.as_chunks().0[column]),
-            Decoder::Fp8 { scales, block, across } => {
-                let scale = scales[row / block * across + column / block];
-                FP8[usize::from(bytes[column])] * f32::from_le_bytes(scale)
+            Decoder::Fp8 { scales, scale_type, block, across } => {
+                let scale = plain(scale_type, scales, row / block * across + column / block);
+                FP8[usize::from(bytes[column])] * scale
             }
             Decoder::Mxfp4 { scales } => {
                 // Half a byte each: twice the stride is the number of columns.
@@ -218,6 +219,23 @@ fn last_of_head(check: Check, last: usize, head: Option<usize>) -> Result<usize,
     check.fits("end of the head", last - last % head, head - 1, usize::MAX)
 }
 
+/// A plain number of many.
+#[inline(always)]
+fn plain(stored: StoredType, bytes: &[u8], at: usize) -> f32 {
+    match stored {
+        StoredType::F32 => f32::from_le_bytes(bytes.as_chunks().0[at]),
+        StoredType::F16 => half_to_f32(bytes.as_chunks().0[at]),
+        StoredType::Bf16 => bf16_to_f32(bytes.as_chunks().0[at]),
+    }
+}
+
+fn size_of(stored: StoredType) -> usize {
+    match stored {
+        StoredType::F32 => 4,
+        StoredType::F16 | StoredType::Bf16 => 2,
+    }
+}
+
 fn half_to_f32(bytes: [u8; 2]) -> f32 {
     half::f16::from_le_bytes(bytes).to_f32()
 }
@@ -235,8 +253,7 @@ fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f
 fn bytes_of_a_row(check: Check, source: &WeightSource<'_>) -> Result<usize, DeviceError> {
     let columns = source.stored_columns;
     let size = match source.encoding {
-        Encoding::Plain(StoredType::F32) => 4,
-        Encoding::Plain(StoredType::F16 | StoredType::Bf16) => 2,
+        Encoding::Plain(stored) => size_of(stored),
         Encoding::Fp8Blocks { .. } => 1,
         Encoding::Mxfp4 { .. } => {
             check.equal("stored_columns % 32", columns % MX_BLOCK, 0)?;
@@ -269,13 +286,14 @@ fn decoder<'a>(
         Encoding::Plain(StoredType::F32) => Decoder::F32,
         Encoding::Plain(StoredType::F16) => Decoder::F16,
         Encoding::Plain(StoredType::Bf16) => Decoder::Bf16,
-        Encoding::Fp8Blocks { scales, block } => {
+        Encoding::Fp8Blocks { scales, scale_type, block } => {
             check.at_least("block", block, 1)?;
             let across = columns.div_ceil(block);
             let down = stored_rows.div_ceil(block);
-            let expected = check.product("bytes of the scales", &[down, across, 4])?;
+            let expected =
+                check.product("bytes of the scales", &[down, across, size_of(scale_type)])?;
             check.equal("bytes of the scales", scales.len(), expected)?;
-            Decoder::Fp8 { scales: scales.as_chunks().0, block, across }
+            Decoder::Fp8 { scales, scale_type, block, across }
         }
         Encoding::Mxfp4 { scales } => {
             let expected = check.product("scales", &[stored_rows, columns / MX_BLOCK])?;

@@ -85,7 +85,14 @@ fn shared(
     base.spec.norm_plus_one = true;
     base.spec.embedding_scale = Some((base.spec.hidden as f32).sqrt());
     let window = fields.count_given("sliding_window", 1..=limits::CONTEXT)?;
-    Ok(window.or_absent(Some(DEFAULT_WINDOW)))
+    let window = window.or_absent(Some(DEFAULT_WINDOW));
+    // Published beside the other in some configs of Gemma 2.
+    let again = fields.count_given("sliding_window_size", 1..=limits::CONTEXT)?.value();
+    if again.is_some() && again != window {
+        let (field, other) = ("sliding_window_size".to_owned(), "sliding_window".to_owned());
+        return Err(ConfigError::Conflict { field, other });
+    }
+    Ok(window)
 }
 
 /// Rope of the layers that see everything, and of those with a window. The older style scales the

@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json, json};
 use super::words::Keys;
 use super::{Gguf, GgufError, Value};
 use crate::families::limits;
-use crate::spec::{Attention, Format, GgufFormat, LatentUp, ModelSpec, RopeScaling};
+use crate::spec::{Attention, Format, GgufFormat, LatentUp, LayerSpec, ModelSpec, RopeScaling};
 
 /// The architectures that are understood, by the format's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,10 +97,19 @@ impl Gguf<'_> {
             heads(&mut keys)?;
         }
         let scale = keys.number("attention.scale")?;
+        let latent = arch.1 == Arch::Deepseek2;
+        if let Some(scale) = scale.map(|scale| scale as f32)
+            && (latent || !scale.is_finite() || scale <= 0.0)
+        {
+            let problem = if latent { "has no meaning here" } else { "is no positive number" };
+            return Err(self.bad_key(&keys.path("attention.scale"), problem));
+        }
         let config = keys.finish()?;
         let mut spec = ModelSpec::from_config(&Json::Object(config).to_string())
             .map_err(|source| keys.translate(source))?;
         self.adjust(&mut spec, scale)?;
+        spec.check()
+            .map_err(|flaw| self.bad_key("general.architecture", format!("gives {flaw}")))?;
         Ok(spec)
     }
 
@@ -131,6 +140,10 @@ impl Gguf<'_> {
         // The one was added when the file was made.
         spec.norm_plus_one = false;
         let factors = self.rope_factors()?;
+        let latent = |layer: &LayerSpec| matches!(layer.attention, Attention::Latent(_));
+        if factors.is_some() && spec.layers.iter().any(latent) {
+            return Err(self.bad_tensor(ROPE_FACTORS, "has no meaning for latent attention"));
+        }
         let split = self.tensor("blk.0.attn_k_b.weight").is_some();
         for layer in &mut spec.layers {
             match &mut layer.attention {
@@ -197,8 +210,10 @@ fn common(keys: &mut Keys<'_, '_>) -> Result<(), GgufError> {
 
 /// `rope_scaling` for linear scaling and YaRN.
 fn scaling(keys: &mut Keys<'_, '_>) -> Result<(), GgufError> {
-    let kind = keys.text("rope.scaling.type")?.unwrap_or("none");
     let factor = keys.number("rope.scaling.factor")?;
+    // What the format's own runtime takes it for.
+    let absent = if factor.is_some() { "linear" } else { "none" };
+    let kind = keys.text("rope.scaling.type")?.unwrap_or(absent);
     let original = keys.count("rope.scaling.original_context_length")?;
     let mut map = Map::new();
     map.insert("rope_type".to_owned(), json!(kind));

@@ -27,6 +27,9 @@ const TOKENS_MAX: usize = 1 << 22;
 /// Bytes of the longest word that merging can make: longer ones stand for themselves, and trying
 /// all their halves would take time in their square.
 const WORD_MAX: usize = 512;
+/// Most pairs of tokens that make tokens. Published vocabularies of 256 thousand tokens have under
+/// six hundred thousand.
+const PAIRS_MAX: usize = 1 << 20;
 /// What stands for a space within words of SentencePiece vocabularies.
 const SPACE: &str = "\u{2581}";
 
@@ -232,6 +235,10 @@ impl Gguf<'_> {
                 let worst = |(l, r, ..): &(usize, usize, &str, &str)| scores[*l].min(scores[*r]);
                 worst(b).total_cmp(&worst(a)).then(a.0.cmp(&b.0))
             });
+            if pairs.len() + halves.len() > PAIRS_MAX {
+                let problem = format!("can be put together in more than {PAIRS_MAX} ways");
+                return Err(self.bad_key(TOKENS, problem));
+            }
             pairs.extend(halves.into_iter().map(|(.., left, right)| json!([left, right])));
         }
         let unknown = self.special(UNKNOWN, words)?.map(|(_, text)| text);
