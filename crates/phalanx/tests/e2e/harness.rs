@@ -48,7 +48,10 @@ impl Process {
 
     /// The same with a command of one's own, which ends in that of `phalanx`.
     pub(crate) fn launch(mut command: Command, args: &[&str]) -> Self {
-        command.args(["--log", "warn"]).args(args).arg("--supervised");
+        command
+            .args(["--log", "warn,control=debug,worker=debug,gateway=debug"])
+            .args(args)
+            .arg("--supervised");
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a process");
         let stdin = child.stdin.take();
@@ -295,6 +298,16 @@ impl Http {
         let agent: ureq::Agent = config.timeout_global(Some(limit)).build().into();
         let answer = agent.get(format!("{}{path}", self.base)).call();
         answer.ok().map(|answer| answer.status().as_u16())
+    }
+
+    /// Status, seconds of `Retry-After` and body of a POST, if it is answered at all.
+    pub(crate) fn try_post(&self, path: &str, body: &Value) -> Option<(u16, Option<u64>, String)> {
+        let request = Self::agent().post(format!("{}{path}", self.base));
+        let mut response = request.send_json(body).ok()?;
+        let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
+        let after = after.and_then(|value| value.parse().ok());
+        let text = response.body_mut().read_to_string().ok()?;
+        Some((response.status().as_u16(), after, text))
     }
 
     /// Status and body of a POST of raw bytes.
