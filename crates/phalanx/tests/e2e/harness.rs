@@ -48,10 +48,7 @@ impl Process {
 
     /// The same with a command of one's own, which ends in that of `phalanx`.
     pub(crate) fn launch(mut command: Command, args: &[&str]) -> Self {
-        command
-            .args(["--log", "warn,control=debug,worker=debug,gateway=debug"])
-            .args(args)
-            .arg("--supervised");
+        command.args(["--log", "warn"]).args(args).arg("--supervised");
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a process");
         let stdin = child.stdin.take();

@@ -97,8 +97,8 @@ fn starting(http: &Http) -> Vec<String> {
 async fn grpc(address: &str, expect: Expect, tls: &Tls, service: &str) -> Result<i32, String> {
     let channel = transport::connect(address, expect, tls).await.map_err(|e| e.to_string())?;
     let request = HealthCheckRequest { service: service.to_owned() };
-    let answer =
-        tokio::time::timeout(Duration::from_secs(5), health_client(channel).check(request));
+    let mut client = health_client(channel);
+    let answer = tokio::time::timeout(Duration::from_secs(5), client.check(request));
     let answer = answer.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
     Ok(answer.into_inner().status)
 }

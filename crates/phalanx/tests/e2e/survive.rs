@@ -259,11 +259,9 @@ fn kills(ward: &mut Ward, kills: usize, seed: u64) -> Toll {
         }
         let victim = holders[dice.below(holders.len() as u64) as usize];
         moments.push(Instant::now());
-        eprintln!("{} KILL {victim}", stamp());
         ward.kill(victim);
         std::thread::sleep(Duration::from_millis(dice.below(600)));
         ward.revive(victim);
-        eprintln!("{} REVIVED {victim}", stamp());
         assert!(!clients.broken(), "a client ended after {} kills", moments.len());
     }
     // Everybody gets on once more.
@@ -386,20 +384,4 @@ fn a_node_is_drained_and_taken_back_without_a_failed_request() {
     let before = clients.count();
     http.wait("to go on", || clients.count() > before || clients.broken());
     println!("{} answers", clients.end().0);
-}
-
-#[test]
-#[ignore = "temporary"]
-fn zz_timeline() {
-    for (ranks, spares) in [(2, 0), (4, 0)] {
-        let mut ward = Ward::start(ranks, spares);
-        let toll = kills(&mut ward, 14, 7 + ranks as u64 * 10 + spares as u64);
-        print(&format!("{ranks} ranks, {spares} spare"), &toll, &ward.http());
-        println!("{:?}", toll.pauses);
-    }
-}
-
-fn stamp() -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("later");
-    format!("{}.{:06}", now.as_secs() % 86400, now.subsec_micros())
 }
