@@ -362,15 +362,20 @@ fn who_is_blamed_is_left_out_for_a_while() {
     let reason = "rank 0 does not answer".to_owned();
     let failed = Report::Failed { group, epoch, rank: 1, reason, blames: Some(0) };
     bench.report(second, failed);
-    // Both are there: perhaps it was a moment's weakness, and the next one would come at once.
-    assert_eq!(bench.group(), (group, epoch.next(), Phase::Repairing));
-    for _ in 0..3 {
+    // Both are there, and nobody waits: the one that was blamed has no part in it.
+    assert_eq!(bench.group(), (group, epoch.next(), Phase::Forming));
+    assert_eq!(bench.holders(), [(3, 8)], "without the one that was blamed");
+    let (_, epoch, _) = bench.group();
+    bench.report(second, Report::Ready { group, epoch, rank: 0 });
+    // When the narrow group has served for its while, the blame still stands; then it is over.
+    let mut served = 0;
+    while bench.holders().len() == 1 {
         bench.wait(100);
         bench.report(first, Report::Heartbeat);
         bench.report(second, Report::Heartbeat);
+        served += 100;
     }
-    assert_eq!(bench.group(), (group, epoch.next(), Phase::Forming));
-    assert_eq!(bench.holders(), [(3, 8)], "without the one that was blamed");
+    assert!((9_900..=10_100).contains(&served), "taken in again after {served} ms");
 }
 
 #[test]
@@ -715,12 +720,11 @@ fn a_lone_worker_whose_process_died_is_lost_in_its_time() {
 }
 
 #[test]
-fn who_is_blamed_is_left_out_and_nobody_waits_until_it_is_another_process() {
+fn a_new_process_is_not_blamed_for_the_one_before() {
     let (mut bench, [first, second], group, epoch) = Bench::serving();
     let reason = "rank 1 closed its link".to_owned();
     let failed = Report::Failed { group, epoch, rank: 0, reason, blames: Some(1) };
     bench.report(first, failed);
-    assert_eq!(bench.group(), (group, epoch.next(), Phase::Forming));
     assert_eq!(bench.holders(), [(2, 8)], "without the one at fault, and at once");
     let (_, epoch, _) = bench.group();
     bench.report(first, Report::Ready { group, epoch, rank: 0 });

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::harness::{Ground, Http, Process, demo_model};
 use crate::network::{self, Host};
-use crate::survive::{Clients, Dice, gold, holders, is_whole};
+use crate::survive::{Clients, Dice, Gap, gold, holders, is_whole};
 
 /// A worker and the host it runs on.
 struct Placed {
@@ -124,6 +124,13 @@ fn get_on(http: &Http, clients: &Clients, answers: usize, what: &str) -> Duratio
     began.elapsed()
 }
 
+/// The longest that any stream waited over what happened then: what was on its way still comes.
+fn pause(gaps: &[Gap], moment: Instant) -> Option<Duration> {
+    let soon = moment + Duration::from_secs(2);
+    let hit = gaps.iter().filter(|(from, to)| *from < soon && moment < *to);
+    hit.map(|(from, to)| *to - *from).max()
+}
+
 #[test]
 fn a_worker_that_is_cut_off_in_the_middle_of_streams_costs_a_pause() {
     let test = "links::a_worker_that_is_cut_off_in_the_middle_of_streams_costs_a_pause";
@@ -142,8 +149,7 @@ fn a_worker_that_is_cut_off_in_the_middle_of_streams_costs_a_pause() {
             web.heal();
             get_on(&http, &clients, 5, "to go on with it");
             let (answers, gaps) = clients.end();
-            let hit = gaps.iter().filter(|(from, to)| *from <= moment && moment < *to);
-            let pause = hit.map(|(_, to)| *to - moment).max();
+            let pause = pause(&gaps, moment);
             println!("{how:?} of worker-{}: {answers} answers, pause {pause:?}", victim + 1);
             web.whole();
         }
@@ -223,8 +229,7 @@ fn a_link_between_two_ranks_that_dies_in_silence_is_named_and_placed_around() {
         let apart = !pair.iter().all(|worker| around.contains(worker));
         assert!(apart, "the group is placed over the dead link again: {around:?}");
         let (_, gaps) = clients.end();
-        let hit = gaps.iter().filter(|(from, to)| *from <= moment && moment < *to);
-        println!("pause {:?}", hit.map(|(_, to)| *to - moment).max());
+        println!("pause {:?}", pause(&gaps, moment));
         let logs: String = pair
             .iter()
             .map(|worker| std::fs::read_to_string(web.log(*worker)).expect("a log"))
