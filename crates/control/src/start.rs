@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Router;
 use wire::transport;
 
 use crate::announce;
@@ -163,10 +164,7 @@ pub fn start(
     let tick = config.tick;
     let announcing = announce::run(control.clone(), authority, config, tls.clone(), events.clone());
     let task = tokio::spawn(async move {
-        let (health, healthy) = transport::health(SERVICE).await;
-        let router = transport::server().add_service(transport::coordinator_server(service));
-        let router = router.add_service(healthy);
-        let telling = tokio::spawn(tell(health.clone(), known));
+        let (health, router, telling) = serves(service, known).await;
         let stop = shutdown.clone().cancelled_owned();
         let server = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stop));
         let announcing = tokio::spawn(announcing);
@@ -177,13 +175,10 @@ pub fn start(
             let _ = events.send(Event::Shutdown).await;
         });
         let result = end.await.unwrap_or(Err(Fatal::Failed));
-        let tasks = [
-            announcing.abort_handle(),
-            ticking.abort_handle(),
-            ending.abort_handle(),
-            telling.abort_handle(),
-        ];
-        tasks.iter().for_each(tokio::task::AbortHandle::abort);
+        let telling = telling.abort_handle();
+        [announcing.abort_handle(), ticking.abort_handle(), ending.abort_handle(), telling]
+            .iter()
+            .for_each(tokio::task::AbortHandle::abort);
         health.end().await;
         drain(server).await;
         result
@@ -262,6 +257,17 @@ async fn beat(tick: Duration, events: mpsc::Sender<Event>) {
             return;
         }
     }
+}
+
+/// What the cluster's port serves, the health that it tells, and the task that keeps it true.
+async fn serves(
+    service: Service,
+    leadership: watch::Receiver<Leadership>,
+) -> (transport::Health, Router, JoinHandle<()>) {
+    let (health, healthy) = transport::health(SERVICE).await;
+    let router = transport::server().add_service(transport::coordinator_server(service));
+    let telling = tokio::spawn(tell(health.clone(), leadership));
+    (health, router.add_service(healthy), telling)
 }
 
 /// Tells those who ask for its health whether this coordinator knows who leads: then it passes
