@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,8 @@ pub struct Endpoint {
     forming: Mutex<()>,
     /// Grows with every call of `connect` and `cancel`; an older `connect` then gives up.
     turn: AtomicU64,
+    /// Frames and connections of another incarnation that were refused.
+    stale: Arc<AtomicU64>,
 }
 
 impl Endpoint {
@@ -50,7 +52,8 @@ impl Endpoint {
             // Accepting must not outlast the deadline, and accept knows no timeout.
             listener.set_nonblocking(true)?;
             let address = listener.local_addr()?;
-            Ok(Self { listener, address, forming: Mutex::new(()), turn: AtomicU64::new(0) })
+            let (forming, turn) = (Mutex::new(()), AtomicU64::new(0));
+            Ok(Self { listener, address, forming, turn, stale: Arc::default() })
         };
         bind().map_err(|error| CollectiveError::Bind { kind: error.kind() })
     }
@@ -58,6 +61,11 @@ impl Endpoint {
     /// Where it listens, with the port that was found.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How many frames and connections of another group or epoch were refused here so far.
+    pub fn stale(&self) -> u64 {
+        self.stale.load(Ordering::Relaxed)
     }
 
     /// Makes a running [`Endpoint::connect`] give up with `Aborted`.
@@ -101,7 +109,7 @@ impl Endpoint {
             stop: AtomicBool::new(false),
         };
         let streams = forming.all(peers)?;
-        TcpLink::new(membership, rank, streams)
+        TcpLink::new(membership, rank, streams, Arc::clone(&self.stale))
     }
 }
 
@@ -189,6 +197,9 @@ impl Forming<'_> {
                 match applicant.advance(&self.group, &members, self.secure) {
                     Progress::Waiting => waiting.push(applicant),
                     Progress::Gone => {}
+                    Progress::Stale => {
+                        self.endpoint.stale.fetch_add(1, Ordering::Relaxed);
+                    }
                     Progress::Member(peer) => {
                         if let Some(secured) = applicant.into_secured() {
                             members.entry(peer).or_insert(secured);

@@ -233,6 +233,7 @@ fn a_rank_of_the_past_learns_that_it_is() {
         let behind = endpoints[1].connect(HERE, 1, &peers, &node(1), SOON).map(|_| ());
         let wrong = CollectiveError::WrongEpoch { peer: 0, expected: HERE, got: now };
         assert_eq!(behind, Err(wrong));
+        assert_eq!((endpoints[0].stale(), endpoints[1].stale()), (1, 0), "it was turned away");
         assert!(started.elapsed() < Duration::from_secs(5));
         // Under the right epoch the same endpoint is welcome.
         assert!(endpoints[1].connect(now, 1, &peers, &node(1), SOON).is_ok());
@@ -311,6 +312,23 @@ fn frames_are_checked_as_they_stand_on_the_wire() {
     assert!(matches!(noise, Err(CollectiveError::Malformed { peer: 1, sequence: 6, .. })));
     let cut = receive_raw(&frame(good)[..50]);
     assert_eq!(cut, Err(CollectiveError::Timeout { peer: 1, sequence: 6 }));
+}
+
+#[test]
+fn frames_of_another_epoch_are_counted_where_they_are_refused() {
+    let endpoint = Arc::new(Endpoint::bind("127.0.0.1:0").expect("a free port"));
+    let address = endpoint.local_addr();
+    let own = Arc::clone(&endpoint);
+    let running = thread::spawn(move || own.connect(HERE, 0, &[address; 2], &node(0), SOON));
+    let mut stream = join(address);
+    let mut link = running.join().expect("no panic").expect("connected");
+    let membership = Membership { group: 9, epoch: 3 };
+    let header =
+        FrameHeader { membership, sequence: 6, kind: Kind::Partials, from: 1, elements: 1 };
+    stream.write_all(&[header.encode().as_slice(), &[0; 4]].concat()).expect("sent");
+    let refused = link.receive(1, Kind::Partials, 6, &mut [0.0]);
+    assert!(matches!(refused, Err(CollectiveError::WrongEpoch { .. })));
+    assert_eq!(endpoint.stale(), 1);
 }
 
 #[test]

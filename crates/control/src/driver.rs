@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use wire::{Held, Report, pb};
 
-use crate::leader::{self, Leader, SessionId, Sight, Timing};
+use crate::leader::{self, Leader, Progress, SessionId, Sight, Timing};
 use crate::machine::{ClusterMachine, Outcome};
 use crate::peers::Peers;
 use crate::replica::{
@@ -36,6 +36,17 @@ const HANDOVER: Duration = Duration::from_secs(1);
 /// What a session's worker reads.
 pub(crate) type Orders = mpsc::Receiver<Result<pb::Order, Status>>;
 
+/// How a worker's session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closing {
+    /// It said goodbye.
+    Left,
+    /// Its stream broke.
+    Broke,
+    /// Its connection ended without a word, as it does when its process does.
+    Died,
+}
+
 /// Everything that can happen to the driver.
 pub(crate) enum Event {
     /// Time has passed.
@@ -55,7 +66,7 @@ pub(crate) enum Event {
     /// A worker said something.
     Report { session: SessionId, report: Report },
     /// A session is over.
-    Closed { session: SessionId, left: bool },
+    Closed { session: SessionId, how: Closing },
     /// Somebody wants a change.
     Write { proposal: Proposal, reply: oneshot::Sender<Result<Written, NotWritten>> },
     /// Somebody wants the state as of now.
@@ -120,6 +131,8 @@ pub struct Leadership {
 pub(crate) struct Published {
     pub(crate) view: watch::Sender<Arc<ClusterState>>,
     pub(crate) leadership: watch::Sender<Leadership>,
+    /// How far ranks have loaded, as far as they said so here.
+    pub(crate) progress: watch::Sender<Progress>,
     /// Set when this node is removed from the cluster.
     pub(crate) removed: watch::Sender<bool>,
 }
@@ -246,9 +259,13 @@ impl<S: LogStore> Driver<S> {
             Event::Report { session, report } => {
                 self.lead(leader::Input::Report { session, report });
             }
-            Event::Closed { session, left } => {
+            Event::Closed { session, how } => {
                 self.sessions.remove(&session);
-                self.lead(leader::Input::Closed { session, left });
+                self.lead(match how {
+                    Closing::Left => leader::Input::Closed { session, left: true },
+                    Closing::Broke => leader::Input::Closed { session, left: false },
+                    Closing::Died => leader::Input::Died { session },
+                });
             }
             Event::Write { proposal, reply } => {
                 let request = self.request(Waiting::Write(reply));
@@ -446,9 +463,15 @@ impl<S: LogStore> Driver<S> {
         let now = self.clock.look(Instant::now());
         let status = self.replica.status();
         let sight = Sight { now, cluster: self.replica.machine().state(), replica: &status };
-        for output in self.leader.handle(sight, input) {
-            self.obey(output);
-        }
+        let outputs = self.leader.handle(sight, input);
+        self.published.progress.send_if_modified(|known| {
+            let changed = known != self.leader.progress();
+            if changed {
+                known.clone_from(self.leader.progress());
+            }
+            changed
+        });
+        outputs.into_iter().for_each(|output| self.obey(output));
     }
 
     fn obey(&mut self, output: leader::Output) {

@@ -78,6 +78,12 @@ pub enum Input {
         /// The worker said goodbye; otherwise its stream broke.
         left: bool,
     },
+    /// A session's connection ended as that of a process that died does: in the middle, and without
+    /// the end of TLS. Its worker has most likely let go of everything.
+    Died {
+        /// The stream.
+        session: SessionId,
+    },
     /// The fate of a proposal: what applying it did. `None`: nobody knows; leadership wavers.
     Decided {
         /// Its number.
@@ -145,6 +151,8 @@ struct Contact {
     session: Option<SessionId>,
     /// When it was last heard, or when this leader began to wait for it.
     heard: u64,
+    /// Its process has ended, as far as its connection tells, and no other has come.
+    died: bool,
 }
 
 /// A session whose join is being decided, or was accepted.
@@ -268,6 +276,7 @@ impl Leader {
                 self.open(sight.cluster, session, (node, info, held));
             }
             Input::Closed { session, left } => self.closed(sight.cluster, session, left),
+            Input::Died { session } => self.died(sight.cluster, session),
             Input::Report { session, report } => self.report(sight.cluster, session, report),
             Input::Decided { number, outcome } => self.decided(sight.cluster, number, outcome),
             Input::Changed { events } => self.changed(sight.cluster, &events),
@@ -392,6 +401,7 @@ impl Leader {
         }
         self.note_repairs(cluster, events);
         for event in events {
+            tracing::debug!(?event, "decided");
             match event {
                 Event::GroupPlaced { group, .. } => self.order_formation(cluster, *group),
                 Event::GroupServing { group, .. } => {

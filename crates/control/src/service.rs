@@ -12,13 +12,13 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataValue;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use wire::pb::coordinator_server::Coordinator;
 use wire::{Report, pb, transport};
 
 use crate::authority::Authority;
 use crate::client::{Control, address_of, outcome_to_wire};
-use crate::driver::{Event, NotWritten};
+use crate::driver::{Closing, Event, NotWritten};
 use crate::leader::SessionId;
 use crate::replica::ProposeError;
 
@@ -266,31 +266,33 @@ struct Session {
 impl Session {
     async fn run(mut self) {
         let ended = self.ended.clone();
-        let left = tokio::select! {
-            left = self.pump() => left,
+        let how = tokio::select! {
+            how = self.pump() => how,
             () = ended.cancelled() => return,
         };
         // Without a driver there is nobody who would need to know.
-        let _ = self.events.send(Event::Closed { session: self.id, left }).await;
+        let _ = self.events.send(Event::Closed { session: self.id, how }).await;
     }
 
-    /// Hands reports to the driver until there are no more; whether the worker said goodbye.
-    async fn pump(&mut self) -> bool {
+    /// Hands reports to the driver until there are no more; how the session ended.
+    async fn pump(&mut self) -> Closing {
         loop {
             let report = match self.reports.message().await {
                 Ok(Some(report)) => report,
-                Ok(None) => return true,
-                Err(_) => return false,
+                Ok(None) => return Closing::Left,
+                // A peer that gives a stream up says so in a frame of HTTP/2, which has a code.
+                Err(status) if status.code() == Code::Unknown => return Closing::Died,
+                Err(_) => return Closing::Broke,
             };
             let report = match Report::from_wire(report) {
                 Ok(Report::Join(..)) | Err(_) => {
                     tracing::warn!("a worker sent a report that makes no sense");
-                    return false;
+                    return Closing::Broke;
                 }
                 Ok(report) => report,
             };
             if self.events.send(Event::Report { session: self.id, report }).await.is_err() {
-                return false;
+                return Closing::Broke;
             }
         }
     }

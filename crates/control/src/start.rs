@@ -13,13 +13,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Router;
 use wire::transport;
 
 use crate::announce;
 use crate::authority::Authority;
 use crate::client::Control;
 use crate::driver::{Driver, Event, Leadership, Published};
-use crate::leader::Timing;
+use crate::leader::{Progress, Timing};
 use crate::machine::ClusterMachine;
 use crate::peers::Peers;
 use crate::replica::{ClusterId, Fatal, LogStore, RedbStore, Replica, ReplicaConfig};
@@ -36,6 +37,8 @@ const LOG_FILE: &str = "raft.redb";
 const MARK_FILE: &str = "raft.begun";
 /// Who began the cluster: its credential comes with the authority's key, everybody else's later.
 const FOUNDER: NodeId = NodeId(1);
+/// The full name of the service that a coordinator's health is about.
+const SERVICE: &str = "phalanx.v1.Coordinator";
 /// How long another coordinator may take to show that it is there.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -65,6 +68,8 @@ pub struct ControlHandle {
     pub control: Control,
     /// The state after every change; the newest one only.
     pub view: watch::Receiver<Arc<ClusterState>>,
+    /// How far ranks have loaded, as far as they said so here: to the coordinator that leads.
+    pub progress: watch::Receiver<Progress>,
     /// True once this node was removed from the cluster.
     pub removed: watch::Receiver<bool>,
     /// Ends after shutdown, or with what was fatal: then the process must end at once.
@@ -135,7 +140,9 @@ pub fn start(
     let (view, seen) = watch::channel(Arc::new(replica.machine().state().clone()));
     let (leadership, led) = watch::channel(Leadership::default());
     let (gone, removed) = watch::channel(false);
-    let published = Published { view, leadership, removed: gone };
+    let (loading, progress) = watch::channel(Progress::new());
+    let published = Published { view, leadership, progress: loading, removed: gone };
+    let known = led.clone();
     let control = Control::new(node, events.clone(), seen.clone(), led, tls.clone());
     let own = config.at.cluster_address.clone();
     let peers = Peers::new(Handle::current(), tls.clone(), own, events.clone());
@@ -157,7 +164,7 @@ pub fn start(
     let tick = config.tick;
     let announcing = announce::run(control.clone(), authority, config, tls.clone(), events.clone());
     let task = tokio::spawn(async move {
-        let router = transport::server().add_service(transport::coordinator_server(service));
+        let (health, router, telling) = serves(service, known).await;
         let stop = shutdown.clone().cancelled_owned();
         let server = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stop));
         let announcing = tokio::spawn(announcing);
@@ -168,13 +175,15 @@ pub fn start(
             let _ = events.send(Event::Shutdown).await;
         });
         let result = end.await.unwrap_or(Err(Fatal::Failed));
-        [announcing.abort_handle(), ticking.abort_handle(), ending.abort_handle()]
+        let telling = telling.abort_handle();
+        [announcing.abort_handle(), ticking.abort_handle(), ending.abort_handle(), telling]
             .iter()
             .for_each(tokio::task::AbortHandle::abort);
+        health.end().await;
         drain(server).await;
         result
     });
-    Ok(ControlHandle { control, view: seen, removed, task })
+    Ok(ControlHandle { control, view: seen, progress, removed, task })
 }
 
 /// Refuses a founder that must not begin: it has no log, and one of the others that `config` knows
@@ -246,6 +255,29 @@ async fn beat(tick: Duration, events: mpsc::Sender<Event>) {
         interval.tick().await;
         if events.try_send(Event::Tick).is_err() && events.is_closed() {
             return;
+        }
+    }
+}
+
+/// What the cluster's port serves, the health that it tells, and the task that keeps it true.
+async fn serves(
+    service: Service,
+    leadership: watch::Receiver<Leadership>,
+) -> (transport::Health, Router, JoinHandle<()>) {
+    let (health, healthy) = transport::health(SERVICE).await;
+    let router = transport::server().add_service(transport::coordinator_server(service));
+    let telling = tokio::spawn(tell(health.clone(), leadership));
+    (health, router.add_service(healthy), telling)
+}
+
+/// Tells those who ask for its health whether this coordinator knows who leads: then it passes
+/// changes on, and can say what stands.
+async fn tell(health: transport::Health, mut leadership: watch::Receiver<Leadership>) {
+    loop {
+        let led = leadership.borrow_and_update().leader.is_some();
+        health.set(led).await;
+        if leadership.changed().await.is_err() {
+            return health.set(false).await;
         }
     }
 }

@@ -142,6 +142,9 @@ pub enum GatewayError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A thread that watches over the process cannot be had.
+    #[error("a thread cannot be started")]
+    Thread(#[source] std::io::Error),
     /// The listening socket failed.
     #[error("the listening socket failed")]
     Listen(#[source] std::io::Error),

@@ -172,6 +172,11 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Server, "model_not_ready", message)
     }
 
+    /// 503: this process does not get on; starting it again would help.
+    pub(crate) fn stalled(message: String) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Kind::Server, "stalled", message)
+    }
+
     /// 503: the group went away under a running answer, and no other came in time.
     pub(crate) fn interrupted() -> Self {
         let message = "the group that computed this answer is gone; try again".to_owned();

@@ -21,6 +21,7 @@ use crate::generate::{Context, Job, Sequence, TextRules};
 use crate::health::Health;
 use crate::idempotency::Answers;
 use crate::leader::Leaders;
+use crate::life::{Life, Vitals};
 use crate::metrics::Metrics;
 use crate::specials::Marker;
 use crate::template::{ChatTemplate, Rendering};
@@ -44,6 +45,7 @@ pub(crate) struct Gateway {
     ways: Arc<Ways>,
     health: Health,
     pub(crate) answers: Answers,
+    life: Life,
     tokenizing: Arc<Semaphore>,
     /// Room for request bodies, in KiB.
     pub(crate) bodies: Arc<Semaphore>,
@@ -53,6 +55,7 @@ impl Gateway {
     pub(crate) fn new(
         config: GatewayConfig,
         view: Box<dyn View>,
+        vitals: Vitals,
         tls: Tls,
     ) -> Result<Self, GatewayError> {
         let name = config.served_names.first().ok_or(GatewayError::NoName)?.clone();
@@ -77,6 +80,7 @@ impl Gateway {
             ways: Arc::new(ways),
             health: Health::default(),
             answers: Answers::default(),
+            life: Life::watch(vitals).map_err(GatewayError::Thread)?,
             name,
             metrics,
             config,
@@ -123,9 +127,16 @@ impl Gateway {
         match self.ways.route(&self.name) {
             Ok(_) | Err(NoRoute { outlook: Outlook::Returns, .. }) => Ok(()),
             Err(NoRoute { why, .. }) => {
+                let parts = [vec![why], self.ways.view().loading(&self.name)].concat();
+                let why = parts.join("; ");
                 Err(ApiError::unavailable(format!("the model is not ready: {why}")))
             }
         }
+    }
+
+    /// Whether this process gets on, or what of it does not.
+    pub(crate) fn alive(&self) -> Result<(), ApiError> {
+        self.life.stalled().map_or(Ok(()), |why| Err(ApiError::stalled(why)))
     }
 
     /// Whether this gateway's own deployment would answer.

@@ -209,6 +209,8 @@ impl Sequence {
     async fn resume(&mut self) -> Result<(), ApiError> {
         let Some(way) = self.way.take() else { return Ok(()) };
         let lost = way.route.clone();
+        let request = self.context.request_id.as_str();
+        tracing::debug!(request, group = %lost.group, epoch = %lost.epoch, "a way is lost");
         drop(way);
         self.context.meter.lost();
         let since = *self.since.get_or_insert_with(Instant::now);
@@ -232,7 +234,10 @@ impl Sequence {
                 self.alone = Some(self.context.ways.quarantine(until).await?);
             }
         }
-        self.find(true).await
+        self.find(true).await?;
+        let epoch = self.way.as_ref().map(|way| way.route.epoch.0);
+        tracing::debug!(request = self.context.request_id, epoch, "a sequence goes on");
+        Ok(())
     }
 
     fn scored(&mut self, tokens: Vec<TokenLogprobs>) {

@@ -20,6 +20,10 @@ const FRESH: Duration = Duration::from_millis(200);
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long an idle group may take for one token.
 const CANARY: Duration = Duration::from_millis(1_500);
+/// How long either may take once a node of the group is known to be silent.
+const SOON: Duration = Duration::from_millis(250);
+/// Times that a group which moves on under the look is looked at again.
+const LOOKS: usize = 3;
 /// How long a token vouches for a group that is idle.
 const VOUCHES: Duration = Duration::from_secs(5);
 
@@ -68,11 +72,26 @@ impl Health {
     }
 }
 
-async fn look(ways: &Ways, deployment: &str, before: Option<Seen>) -> Seen {
+/// Looks at the group that serves; at the next one where that has gone meanwhile.
+async fn look(ways: &Ways, deployment: &str, mut before: Option<Seen>) -> Seen {
+    let mut looks = 0;
+    loop {
+        looks += 1;
+        let seen = look_once(ways, deployment, before).await;
+        if seen.verdict.is_ok() || seen.holds(ways, deployment) || looks == LOOKS {
+            return seen;
+        }
+        before = Some(seen);
+    }
+}
+
+async fn look_once(ways: &Ways, deployment: &str, before: Option<Seen>) -> Seen {
     let route = match ways.route(deployment) {
         Ok(route) => route,
         Err(no) => {
-            let (at, verdict) = (Instant::now(), Err(no.why));
+            let why = [Some(no.why), ways.view().trouble(deployment)];
+            let why = why.into_iter().flatten().collect::<Vec<_>>().join("; ");
+            let (at, verdict) = (Instant::now(), Err(why));
             return Seen { at, verdict, route: None, steps: 0, computed: None };
         }
     };
@@ -91,8 +110,10 @@ async fn look(ways: &Ways, deployment: &str, before: Option<Seen>) -> Seen {
 
 async fn group(ways: &Ways, route: &Route, seen: &mut Seen, known: bool) -> Result<(), String> {
     let (group, node) = (route.group, route.leader.0);
-    let Some(pulse) = ways.pulse(route, ANSWER).await else {
-        return Err(format!("group {group}: rank 0 on node {node} does not answer"));
+    let Some(pulse) = unless_silent(ways, route, ways.pulse(route, ANSWER)).await.flatten() else {
+        let why = ways.view().suspect(route);
+        let why = why.unwrap_or_else(|| format!("rank 0 on node {node} does not answer"));
+        return Err(format!("group {group}: {why}"));
     };
     if !pulse.stalled.is_empty() {
         return Err(format!("group {group}: {}", pulse.stalled));
@@ -111,9 +132,12 @@ async fn group(ways: &Ways, route: &Route, seen: &mut Seen, known: bool) -> Resu
         seen.computed = Some(Instant::now());
         return Ok(());
     }
+    let suspect = ways.view().suspect(route);
+    let known = suspect.is_some();
     let mut why = suspect.unwrap_or_else(|| "it gives no token".to_owned());
     // What it hangs on, now that it hangs.
-    if let Some(pulse) = ways.pulse(route, ANSWER).await {
+    let pulse = if known { None } else { ways.pulse(route, ANSWER).await };
+    if let Some(pulse) = pulse {
         if !pulse.stalled.is_empty() {
             why = pulse.stalled;
         } else if let Some(rank) = pulse.waits_for {
@@ -142,5 +166,32 @@ async fn canary(ways: &Ways, route: &Route) -> bool {
             }
         }
     };
-    timeout(CANARY, token).await.is_ok_and(|token| token.is_some())
+    let token = unless_silent(ways, route, timeout(CANARY, token)).await;
+    token.is_some_and(|token| token.is_ok_and(|token| token.is_some()))
+}
+
+/// What an answer comes to, unless the group falls meanwhile, or a node of it is silent and the
+/// answer does not come soon.
+async fn unless_silent<T>(
+    ways: &Ways,
+    route: &Route,
+    answer: impl Future<Output = T>,
+) -> Option<T> {
+    let silent = async {
+        loop {
+            let change = ways.view().change();
+            if !ways.view().stands(route) {
+                return;
+            }
+            if ways.view().suspect(route).is_some() {
+                return tokio::time::sleep(SOON).await;
+            }
+            change.await;
+        }
+    };
+    tokio::select! {
+        biased;
+        answer = answer => Some(answer),
+        () = silent => None,
+    }
 }

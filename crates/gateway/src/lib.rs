@@ -32,6 +32,7 @@ mod health;
 mod idempotency;
 mod json;
 mod leader;
+mod life;
 mod load;
 mod markup;
 mod metrics;
@@ -55,13 +56,13 @@ mod http_tests;
 
 use std::sync::Arc;
 
-use cluster::ClusterState;
 use identity::Tls;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 
 pub use config::{GatewayConfig, GatewayError, ModelFiles, RequestLimits};
+pub use life::Vitals;
 pub use rehearse::{try_template, try_tokenizer};
+pub use view::{Progress, Sources};
 
 /// Serves the API on `listener` until `shutdown` completes, then lets open answers end for at
 /// most `config.limits.drain`. Group leaders are reached as the coordinator that `tls` is.
@@ -71,11 +72,12 @@ pub use rehearse::{try_template, try_tokenizer};
 pub async fn serve(
     listener: TcpListener,
     config: GatewayConfig,
-    view: watch::Receiver<Arc<ClusterState>>,
+    sources: Sources,
     tls: Tls,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), GatewayError> {
-    let gateway = Arc::new(gateway::Gateway::new(config, Box::new(view), tls)?);
+    let vitals = Arc::clone(&sources.vitals);
+    let gateway = Arc::new(gateway::Gateway::new(config, Box::new(sources), vitals, tls)?);
     let limits = gateway.config.limits.clone();
     server::run(listener, routes::router(gateway), &limits, shutdown).await
 }

@@ -149,6 +149,9 @@ fn register_blocks(registry: &mut Registry, counts: &CountsReply) {
     registry.register("phalanx_steps", "Forward passes", ConstCounter::new(counts.steps));
     let stale = ConstCounter::new(counts.stale);
     registry.register("phalanx_stale_calls", "Calls of another epoch, refused", stale);
+    let frames = ConstCounter::new(counts.stale_frames);
+    let help = "Collective frames and connections of another epoch that the leader's node refused";
+    registry.register("phalanx_stale_frames", help, frames);
     let whole = u64::from(counts.integrity.is_empty());
     registry.register("phalanx_integrity", "1 when block accounting is whole", gauge(whole));
 }
@@ -245,6 +248,7 @@ mod tests {
             steps: 6,
             integrity: String::new(),
             stale: 7,
+            stale_frames: 8,
         };
         let text = metrics.text(Some(&counts));
         let labels = "{model_name=\"demo\",engine=\"0\"}";
@@ -264,6 +268,7 @@ mod tests {
             "phalanx_kv_blocks_total 4".to_owned(),
             "phalanx_integrity 1".to_owned(),
             "phalanx_stale_calls_total 7".to_owned(),
+            "phalanx_stale_frames_total 8".to_owned(),
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::body::{Body, BodyDataStream};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{MatchedPath, Path, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -356,9 +356,10 @@ async fn started(State(gateway): Shared) -> Answer {
     Ok(Json(json!({"status": "ok"})).into_response())
 }
 
-/// The process answers, whatever the cluster does.
-async fn alive() -> Response {
-    (StatusCode::OK, Json(json!({"status": "ok"}))).into_response()
+/// The process gets on, whatever the cluster does.
+async fn alive(State(gateway): Shared) -> Answer {
+    gateway.alive()?;
+    Ok(Json(json!({"status": "ok"})).into_response())
 }
 
 async fn version() -> Json<Value> {

@@ -34,6 +34,11 @@ const REFUSALS: usize = 64;
 /// How long a refused connection may take to read why.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
 
+/// How long a connection that only asks for health may take where there is no place for it.
+const HEALTH_TIME: Duration = Duration::from_secs(3);
+/// How a request for health begins.
+const HEALTH: [&[u8]; 4] = [b"GET /livez", b"GET /readyz", b"GET /startupz", b"GET /health"];
+
 /// Serves until `shutdown`; then open answers have `limits.drain` to end.
 pub(crate) async fn run(
     listener: TcpListener,
@@ -73,7 +78,7 @@ pub(crate) async fn run(
         let full = connections.len() >= limit + SPARE;
         if full || (seats.taken() >= limit && !seats.give_way()) {
             if refusals.len() < REFUSALS {
-                refusals.spawn(refuse(stream));
+                refusals.spawn(refuse(stream, router.clone(), closed.clone()));
             }
             continue;
         }
@@ -94,8 +99,18 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// Tells a connection that there is no place for it.
-async fn refuse(mut stream: TcpStream) {
+/// Tells a connection that there is no place for it, or serves it if it asks for health: a process
+/// that is busy would be taken for dead, and started again.
+async fn refuse(mut stream: TcpStream, router: Router, closed: watch::Receiver<bool>) {
+    let mut begin = [0; 16];
+    let read = timeout(REFUSAL_TIME, stream.peek(&mut begin)).await;
+    let read = read.ok().and_then(Result::ok).unwrap_or(0);
+    if HEALTH.iter().any(|health| begin[..read].starts_with(health)) {
+        // One request and no more: the head of another does not come in time.
+        let (times, seat) = ((REFUSAL_TIME, HEALTH_TIME), Arc::new(Seat::default()));
+        let _ = timeout(HEALTH_TIME, serve(stream, router, times, seat, closed)).await;
+        return;
+    }
     let body = ApiError::no_place().body().to_string();
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\

@@ -1,10 +1,33 @@
 //! What the gateway sees of the cluster: where requests go, and whether that still stands.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use cluster::{ClusterState, Epoch, Phase, Route, Standing};
+use cluster::{ClusterState, Epoch, Group, GroupId, Phase, Route, Standing};
 use tokio::sync::watch;
+
+use crate::life::Vitals;
+
+/// Bytes read and bytes to read, by group and rank.
+pub type Progress = BTreeMap<(GroupId, usize), (u64, u64)>;
+
+/// Where a gateway looks.
+#[derive(Clone)]
+pub struct Sources {
+    /// The cluster's state as this coordinator has applied it.
+    pub state: watch::Receiver<Arc<ClusterState>>,
+    /// How far ranks have loaded, as far as they said so here.
+    pub progress: watch::Receiver<Progress>,
+    /// What in this process does not get on.
+    pub vitals: Vitals,
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Sources").finish_non_exhaustive()
+    }
+}
 
 /// Completes when the view has changed since it was asked for.
 pub(crate) type Change = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -43,13 +66,19 @@ pub(crate) trait View: Send + Sync {
     /// A rank of the group whose node is silent, in words, if there is one.
     fn suspect(&self, route: &Route) -> Option<String>;
 
+    /// Of a group that is being repaired: what happened to it, in words.
+    fn trouble(&self, deployment: &str) -> Option<String>;
+
+    /// Of groups that do not serve yet: how far each rank is, in words.
+    fn loading(&self, deployment: &str) -> Vec<String>;
+
     /// The next change after this call.
     fn change(&self) -> Change;
 }
 
-impl View for watch::Receiver<Arc<ClusterState>> {
+impl View for Sources {
     fn routes(&self, deployment: &str) -> Result<Vec<Route>, NoRoute> {
-        let state = Arc::clone(&self.borrow());
+        let state = Arc::clone(&self.state.borrow());
         let routes = state.routes(deployment);
         if routes.is_empty() {
             let why = cluster::waiting_for(&state, deployment);
@@ -60,13 +89,13 @@ impl View for watch::Receiver<Arc<ClusterState>> {
     }
 
     fn deployments(&self, digest: &str) -> Vec<String> {
-        let state = self.borrow();
+        let state = self.state.borrow();
         let mine = state.deployments().values().filter(|one| one.digest == digest);
         mine.map(|one| one.name.clone()).collect()
     }
 
     fn stands(&self, route: &Route) -> bool {
-        let state = self.borrow();
+        let state = self.state.borrow();
         state
             .groups()
             .get(&route.group)
@@ -74,7 +103,7 @@ impl View for watch::Receiver<Arc<ClusterState>> {
     }
 
     fn suspect(&self, route: &Route) -> Option<String> {
-        let state = self.borrow();
+        let state = self.state.borrow();
         let group = state.groups().get(&route.group)?;
         group.plan.ranks.iter().find_map(|rank| {
             let node = state.nodes().get(&rank.node)?;
@@ -84,8 +113,33 @@ impl View for watch::Receiver<Arc<ClusterState>> {
         })
     }
 
+    fn trouble(&self, deployment: &str) -> Option<String> {
+        let state = self.state.borrow();
+        let mut groups = state.groups_of(deployment);
+        let (id, group) = groups.find(|(_, group)| !serves(group) && !group.reason.is_empty())?;
+        Some(format!("group {id} is being repaired: {}", without_addresses(&group.reason)))
+    }
+
+    fn loading(&self, deployment: &str) -> Vec<String> {
+        let (state, progress) = (self.state.borrow(), self.progress.borrow());
+        let forming = state.groups_of(deployment).filter(|(_, group)| group.live());
+        let ranks = forming.flat_map(|(id, group)| {
+            let progress = &progress;
+            group.plan.ranks.iter().map(move |rank| {
+                let (number, node) = (rank.rank, rank.node.0);
+                let far = match (group.ready.contains(&number), progress.get(&(id, number))) {
+                    (true, _) => "loaded 100 %".to_owned(),
+                    (false, Some(&(read, total))) => format!("loaded {} %", percent(read, total)),
+                    (false, None) => "has not said how far it is".to_owned(),
+                };
+                format!("rank {number} on node {node}: {far}")
+            })
+        });
+        ranks.collect()
+    }
+
     fn change(&self) -> Change {
-        let mut view = self.clone();
+        let mut view = self.state.clone();
         view.mark_unchanged();
         Box::pin(async move {
             if view.changed().await.is_err() {
@@ -96,6 +150,30 @@ impl View for watch::Receiver<Arc<ClusterState>> {
     }
 }
 
+fn serves(group: &Group) -> bool {
+    group.phase == Phase::Serving
+}
+
+/// Whole per cent; all of nothing is 100.
+fn percent(read: u64, total: u64) -> u64 {
+    (u128::from(read.min(total)) * 100)
+        .checked_div(u128::from(total))
+        .map_or(100, |whole| u64::try_from(whole).unwrap_or(100))
+}
+
+/// A reason as it may be shown to everybody: words that name a port say where nodes are.
+fn without_addresses(reason: &str) -> String {
+    let word = |word: &str| {
+        let bare = word.trim_end_matches([':', ',', '.', ';', ')']);
+        let port = bare.rsplit_once(':').map(|(_, port)| port);
+        match port.is_some_and(|port| port.parse::<u16>().is_ok()) {
+            true => "its address".to_owned() + &word[bare.len()..],
+            false => word.to_owned(),
+        }
+    };
+    reason.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
 fn outlook(state: &ClusterState, deployment: &str) -> Outlook {
     if !state.deployments().contains_key(deployment) {
         return Outlook::Gone;
@@ -103,5 +181,24 @@ fn outlook(state: &ClusterState, deployment: &str) -> Outlook {
     match state.groups_of(deployment).any(|(_, group)| group.epoch > Epoch::FIRST) {
         true => Outlook::Returns,
         false => Outlook::Wished,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_shown_without_addresses() {
+        let shown = without_addresses("rank 1: 10.0.0.7:4100: refused, [::1]:80 (node-3:9)");
+        assert_eq!(shown, "rank 1: its address: refused, its address its address)");
+        let whole = "rank 2 on node 4 is silent for 1004 ms";
+        assert_eq!(without_addresses(whole), whole);
+    }
+
+    #[test]
+    fn per_cent_is_whole_and_never_more_than_all() {
+        assert_eq!([percent(0, 8), percent(3, 8), percent(9, 8)], [0, 37, 100]);
+        assert_eq!([percent(0, 0), percent(u64::MAX, u64::MAX)], [100, 100]);
     }
 }

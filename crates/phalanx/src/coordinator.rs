@@ -2,13 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ::worker::Vitals;
 use anyhow::{Context, anyhow, bail};
 use cluster::{Command, Coordinator, Deployment, Model, Proposal, RequestId};
 use control::leader::Timing;
 use control::{Control, ControlConfig};
-use gateway::GatewayConfig;
+use gateway::{GatewayConfig, Sources};
 use identity::{ClusterCa, Role, Tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +40,8 @@ pub(crate) struct Roles {
     pub(crate) control: ControlConfig,
     pub(crate) tls: Tls,
     pub(crate) ca: ClusterCa,
+    /// The worker that shares the process, where one does.
+    pub(crate) vitals: Vitals,
 }
 
 pub(crate) async fn run(args: args::Coordinator) -> anyhow::Result<()> {
@@ -78,6 +82,7 @@ pub(crate) async fn run(args: args::Coordinator) -> anyhow::Result<()> {
         control,
         tls,
         ca,
+        vitals: Vitals::default(),
     };
     serve(roles, shutdown).await
 }
@@ -95,7 +100,7 @@ pub(crate) fn control_config(
 
 /// Serves both planes of a coordinator until shutdown.
 pub(crate) async fn serve(roles: Roles, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let Roles { http, cluster, model, deployment, gateway, control, tls, ca } = roles;
+    let Roles { http, cluster, model, deployment, gateway, control, tls, ca, vitals } = roles;
     tracing::info!(
         model = model.name,
         http = %http.local_addr()?,
@@ -106,7 +111,12 @@ pub(crate) async fn serve(roles: Roles, shutdown: CancellationToken) -> anyhow::
     let wishing = wish(running.control.clone(), model, deployment);
     let wishing = tokio::spawn(wishing);
     let ended = shutdown.clone().cancelled_owned();
-    let serving = gateway::serve(http, gateway, running.view.clone(), tls, ended);
+    let sources = Sources {
+        state: running.view.clone(),
+        progress: running.progress.clone(),
+        vitals: Arc::new(move || vitals.stalled()),
+    };
+    let serving = gateway::serve(http, gateway, sources, tls, ended);
     tokio::pin!(serving);
     let mut removed = running.removed.clone();
     let dismissed = async move {

@@ -68,7 +68,8 @@ pub(crate) async fn run(args: args::Serve) -> anyhow::Result<()> {
     tracing::info!(identity = %ours.join(OPERATOR_FILE).display(), "for phalanx status");
     let model = config::model(&model);
     let deployment = Some(deployment);
-    let roles = Roles { http, cluster, model, deployment, gateway, control, tls, ca };
+    let vitals = worker.vitals.clone();
+    let roles = Roles { http, cluster, model, deployment, gateway, control, tls, ca, vitals };
     let serving = coordinator::serve(roles, shutdown.clone());
     let working = async {
         let who = enrol::identity(&join, Role::Worker, &name, &coordinators, &shutdown);

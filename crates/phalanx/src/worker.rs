@@ -88,5 +88,6 @@ pub(crate) fn worker_config(
         boot: u64::from_le_bytes(boot[..8].try_into().context("eight bytes")?),
         tls,
         identity: std::path::PathBuf::new(),
+        vitals: ::worker::Vitals::default(),
     })
 }

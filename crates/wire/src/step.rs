@@ -130,10 +130,15 @@ impl StepReport {
 }
 
 /// The message for a scheduler's counts; `integrity` is empty when block accounting is whole,
-/// `stale` counts calls of another epoch that its worker has refused.
-pub fn counts_to_wire(counts: &Counts, integrity: String, stale: u64) -> pb::CountsReply {
+/// `stale` counts what its worker has refused of other epochs: calls, and frames of its ranks.
+pub fn counts_to_wire(
+    counts: &Counts,
+    integrity: String,
+    [stale, stale_frames]: [u64; 2],
+) -> pb::CountsReply {
     pb::CountsReply {
         stale,
+        stale_frames,
         waiting: counts.waiting as u64,
         running: counts.running as u64,
         blocks_used: counts.blocks_used as u64,

@@ -10,6 +10,7 @@
 //! moment ([`identity::Tls`]), and who may call is decided in the handshake ([`incoming`]).
 
 mod dial;
+mod health;
 mod incoming;
 
 use std::error::Error as _;
@@ -25,6 +26,7 @@ use crate::pb::worker_client::WorkerClient;
 use crate::pb::worker_server::{Worker, WorkerServer};
 
 pub use dial::ConnectError;
+pub use health::{Health, HealthCheckRequest, health, health_client};
 pub use incoming::{Caller, Connection, Handshakes, Incoming, incoming};
 
 /// Most bytes of one message to or from a worker.

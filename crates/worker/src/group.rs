@@ -234,6 +234,15 @@ impl Groups {
         self.lock().get(&group).is_some_and(|hosted| hosted.epoch == epoch)
     }
 
+    /// The first group that is led here and whose steps do not get on, in words.
+    pub(crate) fn stalled(&self) -> Option<String> {
+        let hosted = self.lock();
+        hosted.iter().find_map(|(group, one)| {
+            let why = one.pulses.get(&0)?.stuck()?;
+            Some(format!("group {}: {why}", group.0))
+        })
+    }
+
     /// Whether there is nothing here.
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().is_empty() && self.shelf.is_empty()

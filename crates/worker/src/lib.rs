@@ -14,6 +14,7 @@ mod rank;
 mod service;
 mod session;
 mod shelf;
+mod vitals;
 mod watchdog;
 
 use std::net::IpAddr;
@@ -36,6 +37,10 @@ use tokio_util::sync::CancellationToken;
 use crate::group::{Groups, Hardware};
 use crate::service::Service;
 use crate::session::Session;
+pub use crate::vitals::Vitals;
+
+/// The full name of the service that a worker's health is about.
+const SERVICE: &str = "phalanx.v1.Worker";
 
 /// What a worker is and where it belongs.
 #[derive(Debug, Clone)]
@@ -72,6 +77,8 @@ pub struct WorkerConfig {
     pub tls: Tls,
     /// Where its identity is kept; a renewed one goes there.
     pub identity: PathBuf,
+    /// Where others in the process see whether it gets on.
+    pub vitals: Vitals,
 }
 
 /// Why a worker ended.
@@ -119,6 +126,9 @@ pub async fn run(
     let checkpoint = Checkpoint::open(&config.directory, &config.spec)?;
     let hardware = Arc::new(hardware(&config, checkpoint, address.ip())?);
     let groups = Arc::new(Groups::default());
+    config.vitals.set(&groups);
+    let (health, healthy) = wire::transport::health(SERVICE).await;
+    let endpoints = hardware.endpoints.clone();
     let session = Session {
         coordinators: config.coordinators.clone(),
         info: info(&config, &hardware),
@@ -126,12 +136,13 @@ pub async fn run(
         hardware,
         tls: config.tls.clone(),
         identity: config.identity.clone(),
+        health: health.clone(),
     };
-    let service = wire::transport::worker_server(Service { groups });
+    let service = wire::transport::worker_server(Service { groups, endpoints });
     // Whichever of the two ends first, the other ends in order before this returns: a group must
     // not outlive its session.
     let end = shutdown.child_token();
-    let server = wire::transport::server().add_service(service);
+    let server = wire::transport::server().add_service(service).add_service(healthy);
     let incoming = wire::transport::incoming(listener, &config.tls, Admit::nodes())?;
     let serving = async {
         let served =
@@ -142,6 +153,7 @@ pub async fn run(
     let working = async {
         let worked = session.run(&end).await;
         end.cancel();
+        health.end().await;
         worked
     };
     let (served, worked) = tokio::join!(serving, working);

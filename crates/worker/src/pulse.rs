@@ -17,6 +17,9 @@ use crate::rank::Failure;
 const FLOOR: Duration = Duration::from_millis(500);
 /// And so many times what is usual.
 const TIMES: f64 = 20.0;
+/// A step that is late, and of which nothing was seen for this long, does not get on. Others would
+/// have ended one that waits; this one computes, or its thread hangs.
+const STUCK: Duration = Duration::from_secs(10);
 /// Steps that usual is made of, and how many there must be to call anything usual.
 const SAMPLES: usize = 256;
 const SAMPLES_MIN: usize = 8;
@@ -57,10 +60,13 @@ struct Running {
     since: Instant,
     /// Collectives entered so far.
     calls: usize,
+    /// When it was last seen to get on.
+    moved: Instant,
 }
 
 #[derive(Default)]
 struct State {
+    rank: usize,
     steps: u64,
     layers: usize,
     running: Option<Running>,
@@ -131,7 +137,8 @@ impl Pulse {
 
     pub(crate) fn begin(&self, step: &Step) {
         let tokens = step.entries.iter().map(|entry| entry.tokens.len()).sum();
-        self.lock().running = Some(Running { tokens, since: Instant::now(), calls: 0 });
+        let now = Instant::now();
+        self.lock().running = Some(Running { tokens, since: now, calls: 0, moved: now });
     }
 
     /// The step is done, or failed.
@@ -147,6 +154,7 @@ impl Pulse {
     fn call(&self) {
         if let Some(running) = &mut self.lock().running {
             running.calls += 1;
+            running.moved = Instant::now();
         }
     }
 
@@ -172,6 +180,20 @@ impl Pulse {
         let state = self.lock();
         let Some(Running { tokens, since, .. }) = state.running else { return false };
         state.pace.limit(tokens).is_some_and(|limit| since.elapsed() > limit)
+    }
+
+    /// In words, that the step under way does not get on. A part of it may take as long as the
+    /// whole may before it is late: busy is not dead.
+    pub(crate) fn stuck(&self) -> Option<String> {
+        let state = self.lock();
+        let Running { tokens, moved, calls, .. } = state.running?;
+        let (limit, silent) = (state.pace.limit(tokens)?.max(STUCK), moved.elapsed());
+        (silent > limit).then(|| {
+            let place = calls.checked_sub(1).map(|call| Place::of(call, state.layers).to_string());
+            let place = place.unwrap_or_else(|| "beginning".to_owned());
+            let (rank, ms) = (state.rank, silent.as_millis());
+            format!("rank {rank} has not advanced for {ms} ms, since the {place} of its step")
+        })
     }
 
     /// Says what the group's step waits for, while that step lasts.
@@ -318,6 +340,32 @@ mod tests {
         assert_eq!(pace.limit(1), Some(FLOOR));
         (0..10).for_each(|_| pace.add(1, ms(100)));
         assert_eq!(whole(pace.limit(1)), Some(2_000));
+    }
+
+    #[test]
+    fn stuck_is_late_and_without_a_sign() {
+        let pulse = Pulse::default();
+        let run = |tokens: usize, silent: u64| {
+            let mut state = pulse.lock();
+            let since = Instant::now().checked_sub(Duration::from_secs(600)).expect("an uptime");
+            let moved = Instant::now().checked_sub(Duration::from_secs(silent)).expect("as well");
+            state.running = Some(Running { tokens, since, calls: 0, moved });
+        };
+        run(1, 600);
+        assert_eq!(pulse.stuck(), None, "nothing is usual yet");
+        (0..SAMPLES_MIN).for_each(|_| pulse.lock().pace.add(1, Duration::from_millis(100)));
+        let why = pulse.stuck().expect("a step that hangs");
+        assert!(why.contains("rank 0 has not advanced for 600"), "{why}");
+        run(1, 9);
+        assert_eq!(pulse.stuck(), None, "it is slow, and has just entered a collective");
+        run(1_000, 1_900);
+        assert_eq!(pulse.stuck(), None, "so long may a prefill of a thousand tokens take");
+        run(1_000, 2_100);
+        assert!(pulse.stuck().is_some());
+        pulse.call();
+        assert_eq!(pulse.stuck(), None, "it gets on");
+        pulse.end();
+        assert_eq!(pulse.stuck(), None, "nothing runs");
     }
 
     #[test]

@@ -143,7 +143,10 @@ impl Setup {
 
     /// Loads, meets the peers and reports readiness; or the reason why not.
     pub(crate) fn form(&mut self) -> Result<Rank, Failure> {
+        let FormGroup { group, epoch, .. } = self.formation.order;
+        let (g, e, rank) = (group.0, epoch.0, self.rank);
         let decoder = self.load().map_err(Failure::own)?;
+        tracing::debug!(group = g, epoch = e, rank, "loaded");
         let collective = match self.meet() {
             Ok(collective) => collective,
             Err(failure) => {
@@ -151,7 +154,7 @@ impl Setup {
                 return Err(failure);
             }
         };
-        let FormGroup { group, epoch, .. } = self.formation.order;
+        tracing::debug!(group = g, epoch = e, rank, "met its peers");
         self.report(Report::Ready { group, epoch, rank: self.rank });
         Ok(Rank { decoder, collective, pulse: self.pulse.clone() })
     }

@@ -5,6 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll};
 
 use cluster::{Epoch, GroupId};
+use collective::tcp::Endpoint;
 use engine::{Event, Rejected, SeqId};
 use identity::Role;
 use planner::NodeId;
@@ -24,6 +25,8 @@ const SPARE: usize = 8;
 /// Serves the groups of this worker.
 pub(crate) struct Service {
     pub(crate) groups: Arc<Groups>,
+    /// Where the ranks of this worker meet their peers.
+    pub(crate) endpoints: Vec<Arc<Endpoint>>,
 }
 
 impl From<NoGroup> for Status {
@@ -132,7 +135,8 @@ impl pb::worker_server::Worker for Service {
         leader.send(Command::Counts(reply)).map_err(|_| gone())?;
         let (counts, integrity) = counted.await.map_err(|_| gone())?;
         let integrity = integrity.err().unwrap_or_default();
-        let stale = self.groups.stale();
+        let frames = self.endpoints.iter().map(|endpoint| endpoint.stale()).sum();
+        let stale = [self.groups.stale(), frames];
         Ok(Response::new(wire::counts_to_wire(&counts, integrity, stale)))
     }
 

@@ -24,7 +24,8 @@ async fn place() -> Place {
     let place = Place { ca, address };
     let tls = place.node(1, Role::Worker);
     let incoming = transport::incoming(listener, &tls, Admit::nodes()).unwrap();
-    let service = transport::worker_server(Service { groups: Arc::default() });
+    let service =
+        transport::worker_server(Service { groups: Arc::default(), endpoints: Vec::new() });
     let server = transport::server().add_service(service);
     tokio::spawn(server.serve_with_incoming(incoming));
     place

@@ -15,7 +15,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use wire::transport::{self, ConnectError};
+use wire::transport::{self, ConnectError, Health};
 use wire::{Held, Order, Report, pb};
 
 use self::lease::{Beats, Lease};
@@ -42,6 +42,8 @@ pub(crate) struct Session {
     pub(crate) tls: Tls,
     /// Where the identity is kept; a fresh certificate goes there.
     pub(crate) identity: PathBuf,
+    /// What this worker says of itself: it serves as long as its lease lasts.
+    pub(crate) health: Health,
 }
 
 /// Why a session ended, or did not begin.
@@ -65,6 +67,7 @@ impl Session {
         // Ranks report for as long as they live, whatever becomes of sessions.
         let (up, mut ranks) = channel::unbounded_channel();
         let watching = self.watch(Arc::clone(&lease), up.clone());
+        let telling = self.tell(&lease);
         let working = async {
             let mut targets = self.coordinators.iter().cycle();
             let mut hint = None;
@@ -99,6 +102,7 @@ impl Session {
         let result = tokio::select! {
             result = working => result,
             () = watching => Ok(()),
+            () = telling => Ok(()),
         };
         let groups = Arc::clone(&self.groups);
         let _ = tokio::task::spawn_blocking(move || groups.retire_all()).await;
@@ -121,6 +125,18 @@ impl Session {
                     let _ = up.send(Report::Failed { group, epoch, rank, reason, blames: None });
                 }
             }
+        }
+    }
+
+    /// Tells those who ask for its health whether this worker has a lease.
+    async fn tell(&self, lease: &Lease) {
+        let mut told = None;
+        loop {
+            let serves = !lease.left().is_zero();
+            if told.replace(serves) != Some(serves) {
+                self.health.set(serves).await;
+            }
+            tokio::time::sleep(RETRY).await;
         }
     }
 

@@ -134,6 +134,8 @@ pub(super) enum Progress {
     Waiting,
     /// Turned away, gone or out of time.
     Gone,
+    /// Turned away, because it is of another group or epoch.
+    Stale,
     /// The connection is this rank's.
     Member(usize),
 }
@@ -181,6 +183,9 @@ impl Applicant {
                     let mut stream = Stream::new(&mut self.tls, &mut self.stream);
                     let sent = stream.write(&reply).is_ok_and(|n| n == MESSAGE_BYTES)
                         && stream.flush().is_ok();
+                    if answer == Step::OtherEpoch {
+                        return Progress::Stale;
+                    }
                     if answer != Step::Welcome || !sent {
                         return Progress::Gone;
                     }

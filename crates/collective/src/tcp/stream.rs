@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read as _, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -71,6 +71,8 @@ pub struct TcpLink {
     peers: Vec<Option<Peer>>,
     writers: Vec<JoinHandle<()>>,
     broken: Option<CollectiveError>,
+    /// Where frames of another incarnation are counted.
+    stale: Arc<AtomicU64>,
 }
 
 /// What this thread needs of one connection.
@@ -274,6 +276,7 @@ impl TcpLink {
         membership: Membership,
         rank: usize,
         streams: BTreeMap<usize, Secured>,
+        stale: Arc<AtomicU64>,
     ) -> Result<Self, CollectiveError> {
         let size = streams.len() + 1;
         let mut link = Self {
@@ -284,6 +287,7 @@ impl TcpLink {
             peers: (0..size).map(|_| None).collect(),
             writers: Vec::new(),
             broken: None,
+            stale,
         };
         let mut outboxes = Vec::new();
         for (peer, stream) in streams {
@@ -326,6 +330,9 @@ impl TcpLink {
 
     /// The error to report and keep; an abort explains everything that comes after it.
     fn fail(&mut self, error: CollectiveError) -> CollectiveError {
+        if matches!(error, CollectiveError::WrongEpoch { .. }) {
+            self.stale.fetch_add(1, Ordering::Relaxed);
+        }
         let error = if self.is_aborted() { CollectiveError::Aborted } else { error };
         self.broken = Some(error.clone());
         error

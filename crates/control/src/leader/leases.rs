@@ -50,6 +50,7 @@ impl Leader {
         }
         let contact = self.contacts.entry(node).or_default();
         contact.heard = now;
+        contact.died = false;
         // Two streams of one worker: the newer one is the living one.
         if let Some(old) = contact.session.replace(session) {
             self.sessions.remove(&old);
@@ -95,6 +96,7 @@ impl Leader {
     pub(super) fn closed(&mut self, cluster: &ClusterState, session: SessionId, left: bool) {
         let Some(Session { node, .. }) = self.sessions.remove(&session) else { return };
         let (now, timing) = (self.now, self.timing);
+        tracing::debug!(node = node.0, left, "a session is over");
         if left {
             // Who says goodbye is not waited for.
             self.contacts.remove(&node);
@@ -109,6 +111,15 @@ impl Leader {
             // Suspect at once; lost soon, unless it comes back.
             let late = now.saturating_sub(timing.lease.saturating_sub(BROKEN));
             contact.heard = contact.heard.min(late);
+        }
+    }
+
+    /// A session broke as it does with its process: nobody waits whether it comes back.
+    pub(super) fn died(&mut self, cluster: &ClusterState, session: SessionId) {
+        let Some(node) = self.sessions.get(&session).map(|session| session.node) else { return };
+        self.closed(cluster, session, false);
+        if let Some(contact) = self.contacts.get_mut(&node) {
+            contact.died = true;
         }
     }
 
@@ -157,10 +168,11 @@ impl Leader {
             if !entry.standing.present() {
                 continue;
             }
-            let contact = self
-                .contacts
-                .entry(node)
-                .or_insert_with(|| Contact { session: None, heard: unheard });
+            let contact = self.contacts.entry(node).or_insert_with(|| Contact {
+                session: None,
+                heard: unheard,
+                died: false,
+            });
             let silent = now.saturating_sub(contact.heard);
             let here = contact
                 .session

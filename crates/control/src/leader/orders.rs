@@ -113,6 +113,7 @@ impl Leader {
             }
             Report::Ready { .. } => self.rank_ready(id, epoch, rank, group),
             Report::Failed { reason, blames, .. } => {
+                tracing::debug!(group = %id, %epoch, rank, ?blames, reason, "a rank failed");
                 // Only the first report is believed: the others fail because it has.
                 if !self.is_pending(Subject::Rank(id, epoch, usize::MAX)) {
                     self.rank_failed(cluster, (id, group), rank, blames);

@@ -67,11 +67,18 @@ impl Leader {
         let fresh: BTreeSet<NodeId> = fresh.collect();
         for event in events {
             match event {
+                // Another process than the one that was at fault.
+                Event::NodeJoined { node, .. } => {
+                    self.repairs.avoid.remove(node);
+                }
                 Event::GroupFenced { group, nodes, .. } => {
                     let mut nodes = nodes.iter();
                     let there =
                         nodes.any(|node| !fresh.contains(node) && self.there(cluster, *node));
-                    let wait = if there { 0 } else { self.timing.takeover };
+                    let wait = match there || self.replaced(cluster, (*group, &fresh)) {
+                        true => 0,
+                        false => self.timing.takeover,
+                    };
                     self.repairs.narrow.insert(*group, self.now + wait);
                 }
                 Event::GroupServing { group, .. } => {
@@ -82,6 +89,20 @@ impl Leader {
         }
     }
 
+    /// Whether other workers are there, as many as the group had ranks: those that were not there
+    /// just now are not the first of a cluster that is being restarted.
+    fn replaced(&self, cluster: &ClusterState, (id, fresh): (GroupId, &BTreeSet<NodeId>)) -> bool {
+        let Some(group) = cluster.groups().get(&id) else { return false };
+        let wish = cluster.deployments().get(&group.deployment);
+        let others = cluster.nodes().iter().filter(|(node, _)| {
+            !fresh.contains(node)
+                && self.there(cluster, **node)
+                && wish.is_some_and(|wish| wish.allows(**node))
+        });
+        let devices: usize = others.map(|(_, node)| node.devices().len()).sum();
+        devices >= group.plan.ranks.len()
+    }
+
     /// Whether a node can be told something and does what it is told.
     fn there(&self, cluster: &ClusterState, node: NodeId) -> bool {
         let session = self.contacts.get(&node).and_then(|contact| contact.session);
@@ -90,7 +111,8 @@ impl Leader {
     }
 
     /// A rank failed. Where a node of the group is gone, that is why, and it is known; else the
-    /// one at fault is avoided, and placing the group waits: it may fail again.
+    /// one at fault is avoided, and where the others cannot go on without it, placing the group
+    /// waits: it may fail again.
     pub(super) fn rank_failed(
         &mut self,
         cluster: &ClusterState,
@@ -105,7 +127,15 @@ impl Leader {
         if let Some(planned) = at_fault {
             self.repairs.avoid.insert(planned.node, self.now + BLAME);
         }
-        self.pause(id);
+        let wish = cluster.deployments().get(&group.deployment);
+        let mut others = cluster.nodes().keys().filter(|node| {
+            let allowed = wish.is_some_and(|wish| wish.allows(**node));
+            allowed && self.there(cluster, **node) && !self.repairs.avoid.contains_key(node)
+        });
+        // Who reports of another has reason to: its own part stands.
+        if blames.is_none_or(|other| other == rank) || others.next().is_none() {
+            self.pause(id);
+        }
     }
 
     /// A node is gone, or about to be: groups that it had a rank of wait for nothing.
@@ -119,7 +149,8 @@ impl Leader {
     }
 
     /// Fences groups with a rank on a node that is silent although its session stands: it is
-    /// stopped, or cut off. It may come back; until then others can do its part.
+    /// stopped, or cut off. It may come back; until then others can do its part. So they can where
+    /// a process has died: whether another takes its name is not waited for.
     pub(super) fn stalls(&mut self, cluster: &ClusterState) {
         let silent = |leader: &Self, node: NodeId| {
             let contact = leader.contacts.get(&node);
@@ -133,12 +164,15 @@ impl Leader {
                 let suspect = cluster.nodes().get(&rank.node);
                 let suspect = suspect.is_some_and(|node| node.standing == Standing::Suspect);
                 let silence = silent(self, rank.node).filter(|ms| suspect && *ms >= limit);
-                if let Some(silence) = silence {
-                    let (node, rank) = (rank.node.0, rank.rank);
-                    let reason = format!("rank {rank} on node {node} is silent for {silence} ms");
-                    stalled.push((id, group, reason));
-                    break;
-                }
+                let died = self.contacts.get(&rank.node).is_some_and(|contact| contact.died);
+                let (node, rank) = (rank.node.0, rank.rank);
+                let why = match silence {
+                    Some(ms) => format!("is silent for {ms} ms"),
+                    None if died => "died".to_owned(),
+                    None => continue,
+                };
+                stalled.push((id, group, format!("rank {rank} on node {node} {why}")));
+                break;
             }
         }
         for (id, group, reason) in stalled {

@@ -362,15 +362,20 @@ fn who_is_blamed_is_left_out_for_a_while() {
     let reason = "rank 0 does not answer".to_owned();
     let failed = Report::Failed { group, epoch, rank: 1, reason, blames: Some(0) };
     bench.report(second, failed);
-    // Both are there: perhaps it was a moment's weakness, and the next one would come at once.
-    assert_eq!(bench.group(), (group, epoch.next(), Phase::Repairing));
-    for _ in 0..3 {
+    // Both are there, and nobody waits: the one that was blamed has no part in it.
+    assert_eq!(bench.group(), (group, epoch.next(), Phase::Forming));
+    assert_eq!(bench.holders(), [(3, 8)], "without the one that was blamed");
+    let (_, epoch, _) = bench.group();
+    bench.report(second, Report::Ready { group, epoch, rank: 0 });
+    // When the narrow group has served for its while, the blame still stands; then it is over.
+    let mut served = 0;
+    while bench.holders().len() == 1 {
         bench.wait(100);
         bench.report(first, Report::Heartbeat);
         bench.report(second, Report::Heartbeat);
+        served += 100;
     }
-    assert_eq!(bench.group(), (group, epoch.next(), Phase::Forming));
-    assert_eq!(bench.holders(), [(3, 8)], "without the one that was blamed");
+    assert!((9_900..=10_100).contains(&served), "taken in again after {served} ms");
 }
 
 #[test]
@@ -679,4 +684,65 @@ fn a_second_process_with_one_certificate_is_turned_away_while_the_first_is_heard
     let next = twin(&mut bench, 78);
     assert!(matches!(bench.take(next)[0], Order::Welcome { .. }));
     assert_eq!(bench.ended, [first]);
+}
+
+#[test]
+fn a_worker_whose_process_died_is_not_waited_for() {
+    let (mut bench, [first, second], group, epoch) = Bench::serving();
+    bench.input(Input::Closed { session: first, left: false });
+    assert_eq!(bench.group(), (group, epoch, Phase::Serving), "it may come back");
+    let held = vec![Held { group, epoch, rank: 0, ready: true }];
+    let first = bench.open(1, held);
+    assert_eq!(bench.group(), (group, epoch, Phase::Serving));
+    bench.input(Input::Died { session: first });
+    assert_eq!(bench.group(), (group, epoch.next(), Phase::Forming));
+    assert_eq!(bench.holders(), [(3, 8)]);
+    // Nor is one in the middle of forming, where nobody waits for it in a collective.
+    bench.open(1, Vec::new());
+    bench.input(Input::Died { session: second });
+    let (_, now, _) = bench.group();
+    assert!(now > epoch.next(), "the next incarnation waits for a process that is gone");
+    // Who is there is enough: the one that went is not being restarted with it.
+    assert_eq!(bench.group().2, Phase::Forming);
+    assert_eq!(bench.holders(), [(2, 8)]);
+}
+
+#[test]
+fn a_lone_worker_whose_process_died_is_lost_in_its_time() {
+    let mut bench = Bench::new(1, 1);
+    let session = bench.open(1, Vec::new());
+    let (group, epoch, _) = bench.group();
+    bench.report(session, Report::Ready { group, epoch, rank: 0 });
+    bench.input(Input::Died { session });
+    assert_eq!(bench.group(), (group, epoch, Phase::Serving));
+    bench.wait(300);
+    assert_eq!(bench.group(), (group, epoch.next(), Phase::Repairing));
+}
+
+#[test]
+fn a_new_process_is_not_blamed_for_the_one_before() {
+    let (mut bench, [first, second], group, epoch) = Bench::serving();
+    let reason = "rank 1 closed its link".to_owned();
+    let failed = Report::Failed { group, epoch, rank: 0, reason, blames: Some(1) };
+    bench.report(first, failed);
+    assert_eq!(bench.holders(), [(2, 8)], "without the one at fault, and at once");
+    let (_, epoch, _) = bench.group();
+    bench.report(first, Report::Ready { group, epoch, rank: 0 });
+    // It served for long enough, and the other one is a new process.
+    bench.input(Input::Closed { session: second, left: true });
+    bench.open(2, Vec::new());
+    for _ in 0..51 {
+        bench.report(first, Report::Heartbeat);
+        bench.report(SessionId(bench.session), Report::Heartbeat);
+        bench.wait(100);
+    }
+    assert_eq!(bench.holders(), [(2, 4), (3, 4)]);
+    // What fails by itself, or over everybody, waits.
+    let (_, epoch, _) = bench.group();
+    let reason = "its thread panicked".to_owned();
+    bench.report(first, Report::Failed { group, epoch, rank: 0, reason, blames: None });
+    assert_eq!(bench.group().2, Phase::Repairing);
+    bench.report(first, Report::Heartbeat);
+    bench.wait(250);
+    assert_eq!(bench.group().2, Phase::Forming);
 }

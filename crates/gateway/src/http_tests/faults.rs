@@ -149,10 +149,13 @@ async fn idle_connections_give_way_and_busy_ones_do_not() {
         busy.push(connection);
         server.leader.wait_open(open).await;
     }
-    let refused = server.get("/livez").await;
+    let refused = server.get("/v1/models").await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
     assert_eq!(refused.error()["code"], "too_many_connections");
     assert_eq!(server.leader.open(), 4, "no open answer was cut");
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(server.get(path).await.status, 200, "{path}: busy is not dead");
+    }
     drop(busy.pop());
     server.leader.wait_open(3).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -243,7 +246,8 @@ async fn tokenising_is_bounded_and_its_panics_stay_inside() {
     let mut config = config();
     config.limits.tokenizing = 1;
     let view = FixedView(Arc::new(Mutex::new(nothing("nothing is placed", Outlook::Wished))));
-    let gateway = Arc::new(Gateway::new(config, Box::new(view), coordinator()).expect("starts"));
+    let gateway = Gateway::new(config, Box::new(view), well(), coordinator()).expect("starts");
+    let gateway = Arc::new(gateway);
     let (release, held) = std::sync::mpsc::channel::<()>();
     let busy = Arc::clone(&gateway);
     let first = tokio::spawn(async move {

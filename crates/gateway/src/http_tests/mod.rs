@@ -94,6 +94,14 @@ impl View for FixedView {
         None
     }
 
+    fn trouble(&self, _: &str) -> Option<String> {
+        self.get().is_err().then(|| "group 3 is being repaired: rank 1 fell".to_owned())
+    }
+
+    fn loading(&self, _: &str) -> Vec<String> {
+        vec!["rank 1 on node 2: loaded 40 %".to_owned()]
+    }
+
     fn change(&self) -> Change {
         let (view, before) = (self.clone(), self.get());
         Box::pin(async move {
@@ -102,6 +110,11 @@ impl View for FixedView {
             }
         })
     }
+}
+
+/// A process that gets on.
+fn well() -> crate::life::Vitals {
+    Arc::new(|| None)
 }
 
 /// Nothing serves.
@@ -143,6 +156,10 @@ impl Server {
     }
 
     async fn with(rule: Rule, config: GatewayConfig) -> Self {
+        Self::living(rule, config, well()).await
+    }
+
+    async fn living(rule: Rule, config: GatewayConfig, vitals: crate::life::Vitals) -> Self {
         let view = FixedView(Arc::new(Mutex::new(nothing("it starts", Outlook::Wished))));
         let leader = FakeLeader::start(rule, view.clone()).await;
         view.set(Ok(route_to(&leader.address)));
@@ -153,7 +170,8 @@ impl Server {
         let listener = socket.listen(64).expect("listens");
         let address = listener.local_addr().expect("an address");
         let (stop, stopped) = oneshot::channel::<()>();
-        let gateway = Gateway::new(config, Box::new(view.clone()), coordinator()).expect("starts");
+        let gateway =
+            Gateway::new(config, Box::new(view.clone()), vitals, coordinator()).expect("starts");
         let limits = gateway.config.limits.clone();
         let router = crate::routes::router(Arc::new(gateway));
         let task = tokio::spawn(async move {

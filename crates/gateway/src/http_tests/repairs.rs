@@ -1,6 +1,7 @@
 //! Groups that end in the middle of answers: their clients see a pause, and the same bytes.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tonic::Code;
 
@@ -221,8 +222,28 @@ async fn startup_is_over_once_a_group_has_served() {
     server.view.set(nothing("2 of 3 ranks have joined", Outlook::Wished));
     let early = server.get("/startupz").await;
     assert_eq!((early.status, early.text().contains("2 of 3 ranks")), (503, true));
+    assert!(early.text().contains("rank 1 on node 2: loaded 40 %"), "{}", early.text());
     server.view.set(route);
     assert_eq!(server.get("/startupz").await.status, 200);
     server.view.set(nothing("group 3 forms", Outlook::Returns));
     assert_eq!(server.get("/startupz").await.status, 200, "a repair is no start");
+}
+
+#[tokio::test]
+async fn what_does_not_get_on_in_this_process_is_not_alive() {
+    let hangs = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&hangs);
+    let why = "group 3: rank 0 has not advanced for 12000 ms";
+    let vitals = move || seen.load(Ordering::SeqCst).then(|| why.to_owned());
+    let server = Server::living(Rule::default(), config(), Arc::new(vitals)).await;
+    assert_eq!(server.get("/livez").await.status, 200);
+    hangs.store(true, Ordering::SeqCst);
+    let hanging = server.get("/livez").await;
+    assert_eq!((hanging.status, hanging.error()["message"].clone()), (503, json!(why)));
+    hangs.store(false, Ordering::SeqCst);
+    // A cluster that cannot answer is no reason to start this process again.
+    server.view.set(nothing("2 of 3 ranks have joined", Outlook::Returns));
+    assert_eq!(server.get("/livez").await.status, 200);
+    let sick = server.get("/readyz").await;
+    assert!(sick.text().contains("is being repaired: rank 1 fell"), "{}", sick.text());
 }

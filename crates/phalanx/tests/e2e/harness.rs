@@ -297,6 +297,16 @@ impl Http {
         answer.ok().map(|answer| answer.status().as_u16())
     }
 
+    /// Status, seconds of `Retry-After` and body of a POST, if it is answered at all.
+    pub(crate) fn try_post(&self, path: &str, body: &Value) -> Option<(u16, Option<u64>, String)> {
+        let request = Self::agent().post(format!("{}{path}", self.base));
+        let mut response = request.send_json(body).ok()?;
+        let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
+        let after = after.and_then(|value| value.parse().ok());
+        let text = response.body_mut().read_to_string().ok()?;
+        Some((response.status().as_u16(), after, text))
+    }
+
     /// Status and body of a POST of raw bytes.
     pub(crate) fn post_raw(&self, path: &str, body: &[u8]) -> (u16, String) {
         let request = Self::agent().post(format!("{}{path}", self.base));

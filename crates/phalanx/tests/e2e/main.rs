@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bad_models;
+mod chaos;
 mod cluster;
 mod control_plane;
 mod demo;
@@ -9,7 +10,9 @@ mod deploy;
 mod gguf;
 mod golden;
 mod harness;
+mod health;
 mod inspect;
+mod links;
 mod network;
 mod partition;
 mod pods;

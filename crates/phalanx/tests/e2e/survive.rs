@@ -15,16 +15,16 @@ use serde_json::{Value, json};
 use crate::harness::{Ground, Http, PATIENCE, Process, demo_model};
 
 /// A cluster whose workers die and come back.
-struct Ward {
-    ground: Ground,
-    coordinator: Process,
+pub(crate) struct Ward {
+    pub(crate) ground: Ground,
+    pub(crate) coordinator: Process,
     /// By number; `None` while it is dead.
-    workers: Vec<Option<Process>>,
+    pub(crate) workers: Vec<Option<Process>>,
 }
 
 impl Ward {
     /// A group of `ranks` ranks, and spare workers.
-    fn start(ranks: usize, spares: usize) -> Self {
+    pub(crate) fn start(ranks: usize, spares: usize) -> Self {
         let (ground, model) = (Ground::new(), demo_model());
         let coordinator = ground.founder(&model, "127.0.0.1:0", &["--ranks", &ranks.to_string()]);
         let at = coordinator.cluster();
@@ -36,61 +36,63 @@ impl Ward {
         Self { ground, coordinator, workers }
     }
 
-    fn http(&self) -> Http {
+    pub(crate) fn http(&self) -> Http {
         self.coordinator.http()
     }
 
-    fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         self.ground.status(&self.coordinator.cluster())
     }
 
-    /// The workers, by their places, whose nodes hold a rank of a group that serves.
-    fn holders(&self) -> Vec<usize> {
-        let status = self.status();
-        let groups = status["groups"].as_array().into_iter().flatten();
-        let serving = groups.filter(|group| group["phase"] == "serving");
-        let ranks = serving.flat_map(|group| group["ranks"].as_array().into_iter().flatten());
-        let nodes: Vec<&Value> = ranks.map(|rank| &rank["node"]).collect();
-        let all = status["nodes"].as_array().into_iter().flatten();
-        let named = all.filter(|node| nodes.contains(&&node["node"]));
-        let number = |node: &Value| {
-            let name = node["name"].as_str()?.strip_prefix("worker-")?.parse::<usize>().ok()?;
-            Some(name - 1)
-        };
-        named.filter_map(number).collect()
+    pub(crate) fn holders(&self) -> Vec<usize> {
+        holders(&self.status())
     }
 
-    fn kill(&mut self, worker: usize) {
+    pub(crate) fn kill(&mut self, worker: usize) {
         if let Some(mut process) = self.workers[worker].take() {
             process.kill();
         }
     }
 
-    fn revive(&mut self, worker: usize) {
+    pub(crate) fn revive(&mut self, worker: usize) {
         let name = format!("worker-{}", worker + 1);
         let again = self.ground.worker_again(&demo_model(), &name, &self.coordinator.cluster());
         self.workers[worker] = Some(again);
     }
 
     /// Waits until every worker has joined and the group serves on as many ranks as are wished.
-    fn whole(&self) {
-        self.http().wait("to be whole again", || {
-            let status = self.status();
-            let nodes = status["nodes"].as_array().into_iter().flatten();
-            let ready = nodes.filter(|node| node["role"] == "worker" && node["state"] == "ready");
-            let deployment = &status["deployments"][0];
-            ready.count() == self.workers.len()
-                && deployment["waiting_for"] == ""
-                && deployment["degraded"] == ""
-        });
+    pub(crate) fn whole(&self) {
+        self.http().wait("to be whole again", || is_whole(&self.status(), self.workers.len()));
     }
 }
 
+/// The workers, by their places, whose nodes hold a rank of a group that serves, by rank.
+pub(crate) fn holders(status: &Value) -> Vec<usize> {
+    let groups = status["groups"].as_array().into_iter().flatten();
+    let serving = groups.filter(|group| group["phase"] == "serving");
+    let ranks = serving.flat_map(|group| group["ranks"].as_array().into_iter().flatten());
+    let number = |rank: &Value| {
+        let mut nodes = status["nodes"].as_array().into_iter().flatten();
+        let node = nodes.find(|node| node["node"] == rank["node"])?;
+        let name = node["name"].as_str()?.strip_prefix("worker-")?.parse::<usize>().ok()?;
+        Some(name - 1)
+    };
+    ranks.filter_map(number).collect()
+}
+
+/// Whether every one of so many workers has joined and the group serves as wished.
+pub(crate) fn is_whole(status: &Value, workers: usize) -> bool {
+    let nodes = status["nodes"].as_array().into_iter().flatten();
+    let ready = nodes.filter(|node| node["role"] == "worker" && node["state"] == "ready");
+    let deployment = &status["deployments"][0];
+    ready.count() == workers && deployment["waiting_for"] == "" && deployment["degraded"] == ""
+}
+
 /// Numbers that look random and are the same in every run.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -99,7 +101,7 @@ impl Dice {
 }
 
 /// Requests of every kind, long enough to be hit.
-fn requests() -> Vec<(&'static str, Value)> {
+pub(crate) fn requests() -> Vec<(&'static str, Value)> {
     let chat = json!([{"role": "user", "content": "Who goes there? Speak, and be brief."}]);
     let completion = |body: Value| ("/v1/completions", body);
     let mut all = vec![
@@ -139,11 +141,11 @@ fn requests() -> Vec<(&'static str, Value)> {
 }
 
 /// When something was awaited, and until when.
-type Gap = (Instant, Instant);
+pub(crate) type Gap = (Instant, Instant);
 
 /// Everything that a client is shown of an answer, without what each has of its own; chunks by
 /// choice. Also how long each event took.
-fn shown(http: &Http, path: &str, body: &Value, gaps: &mut Vec<Gap>) -> String {
+pub(crate) fn shown(http: &Http, path: &str, body: &Value, gaps: &mut Vec<Gap>) -> String {
     let own = |mut value: Value| {
         assert!(value.get("error").is_none(), "an error to a client: {value}");
         if let Some(fields) = value.as_object_mut() {
@@ -176,7 +178,7 @@ fn shown(http: &Http, path: &str, body: &Value, gaps: &mut Vec<Gap>) -> String {
 }
 
 /// Clients that ask for everything again and again, and compare.
-struct Clients {
+pub(crate) struct Clients {
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicUsize>,
     gaps: Arc<Mutex<Vec<Gap>>>,
@@ -184,7 +186,7 @@ struct Clients {
 }
 
 impl Clients {
-    fn start(http: &Http, gold: &Arc<Vec<String>>, count: usize) -> Self {
+    pub(crate) fn start(http: &Http, gold: &Arc<Vec<String>>, count: usize) -> Self {
         let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let gaps = Arc::new(Mutex::new(Vec::new()));
         let client = |number: usize| {
@@ -208,16 +210,16 @@ impl Clients {
         Self { stop, answers, gaps, threads }
     }
 
-    fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.answers.load(Ordering::SeqCst)
     }
 
-    fn broken(&self) -> bool {
+    pub(crate) fn broken(&self) -> bool {
         self.threads.iter().any(JoinHandle::is_finished)
     }
 
     /// How many answers there were, all of them right; and how long each event took.
-    fn end(self) -> (usize, Vec<Gap>) {
+    pub(crate) fn end(self) -> (usize, Vec<Gap>) {
         self.stop.store(true, Ordering::SeqCst);
         self.threads.into_iter().for_each(|thread| thread.join().expect("a client without error"));
         let gaps = std::mem::take(&mut *self.gaps.lock().expect("not poisoned"));
@@ -225,7 +227,7 @@ impl Clients {
     }
 }
 
-fn gold(http: &Http) -> Arc<Vec<String>> {
+pub(crate) fn gold(http: &Http) -> Arc<Vec<String>> {
     let requests = requests();
     let answer = |(path, body): &(&'static str, Value)| shown(http, path, body, &mut Vec::new());
     Arc::new(requests.iter().map(answer).collect())
@@ -282,7 +284,7 @@ fn kills(ward: &mut Ward, kills: usize, seed: u64) -> Toll {
 }
 
 /// Of ascending times: the one that so many per cent do not exceed.
-fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let last = sorted.len().saturating_sub(1);
     sorted.get(last * percent / 100).copied().unwrap_or_default()
 }
@@ -327,7 +329,7 @@ fn two_hundred_kills() {
 }
 
 /// Sends a signal to a process.
-fn signal(process: &Process, name: &str) {
+pub(crate) fn signal(process: &Process, name: &str) {
     let sent = Command::new("kill").args([name, &process.id().to_string()]).status();
     assert!(sent.expect("the kill command").success());
 }
