@@ -30,6 +30,8 @@ const WORD_MAX: usize = 512;
 /// Most pairs of tokens that make tokens. Published vocabularies of 256 thousand tokens have under
 /// six hundred thousand.
 const PAIRS_MAX: usize = 1 << 20;
+/// Most bytes of their texts, which are a few bytes each.
+const PAIRS_BYTES_MAX: usize = 1 << 25;
 /// What stands for a space within words of SentencePiece vocabularies.
 const SPACE: &str = "\u{2581}";
 
@@ -224,7 +226,7 @@ impl Gguf<'_> {
             .filter(|id| words.kinds[*id] == NORMAL && words.texts[*id].len() <= WORD_MAX)
             .collect();
         made.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
-        let mut pairs = Vec::new();
+        let (mut pairs, mut bytes) = (Vec::new(), 0);
         for text in made.into_iter().map(|id| words.texts[id]) {
             let cuts = text.char_indices().skip(1).map(|(at, _)| text.split_at(at));
             let mut halves: Vec<_> = cuts
@@ -235,8 +237,9 @@ impl Gguf<'_> {
                 let worst = |(l, r, ..): &(usize, usize, &str, &str)| scores[*l].min(scores[*r]);
                 worst(b).total_cmp(&worst(a)).then(a.0.cmp(&b.0))
             });
-            if pairs.len() + halves.len() > PAIRS_MAX {
-                let problem = format!("can be put together in more than {PAIRS_MAX} ways");
+            bytes += halves.len() * text.len();
+            if pairs.len() + halves.len() > PAIRS_MAX || bytes > PAIRS_BYTES_MAX {
+                let problem = "can be put together in too many ways";
                 return Err(self.bad_key(TOKENS, problem));
             }
             pairs.extend(halves.into_iter().map(|(.., left, right)| json!([left, right])));

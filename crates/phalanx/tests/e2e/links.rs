@@ -238,7 +238,7 @@ fn a_link_between_two_ranks_that_dies_in_silence_is_named_and_placed_around() {
             line.contains("a step has taken")
                 && line.contains("does not answer")
                 && line.contains("rank 1 on node")
-                && line.contains("layer")
+                && line.contains(", in the ")
         };
         let line = logs.lines().find(named);
         println!("{}", line.unwrap_or_else(|| panic!("nobody says which link: {logs}")));
