@@ -302,7 +302,8 @@ impl<'a> Finder<'a> {
         Ok((*file, info))
     }
 
-    /// One number for each block of [`FP8_BLOCK`] rows and columns; blocks at the edges are partial.
+    /// One number for each block of [`FP8_BLOCK`] rows and columns; blocks at the edges are
+    /// partial.
     fn fp8_scales(
         &mut self,
         name: &str,
