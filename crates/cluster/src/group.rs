@@ -1,11 +1,15 @@
 //! Groups: one replica of one deployment each, through all their incarnations.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use planner::{NodeId, ShardPlan};
 
 use crate::{Epoch, GroupId};
+
+/// How far ranks have loaded, by group and rank: bytes read and bytes to read. Soft: it is no part
+/// of the state.
+pub type Progress = BTreeMap<(GroupId, usize), (u64, u64)>;
 
 /// Where a group stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

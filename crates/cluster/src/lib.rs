@@ -30,7 +30,7 @@ mod state;
 pub use catalog::{Deployment, Model};
 pub use command::{Command, Event, Proposal};
 pub use fields::{BadField, check_address};
-pub use group::{Group, Phase, Route};
+pub use group::{Group, Phase, Progress, Route};
 pub use ids::{Epoch, GroupId, RequestId, TokenId};
 pub use integrity::IntegrityError;
 pub use node::{Coordinator, Node, NodeInfo, Role, Standing, Token};

@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cluster::{
-    ClusterState, Code, Command, Coordinator, Epoch, Event, GroupId, Model, Observation, Phase,
-    Proposal, Rejected, RequestId, Role, Standing, reconcile, waiting_for,
+    ClusterState, Code, Command, Coordinator, Epoch, Event, GroupId, IntegrityError, Model,
+    Observation, Phase, Proposal, Refusal, Rejected, RequestId, RestoreError, Role, Standing,
+    reconcile, waiting_for,
 };
 use planner::NodeId;
 use support::{
@@ -255,6 +256,16 @@ fn plans_that_the_state_contradicts() {
     assert!(matches!(rejected, Rejected::TooSmall { node: NodeId(2), .. }), "{rejected}");
 }
 
+/// Draining moves ranks away, and a coordinator has none.
+#[test]
+fn a_coordinator_is_not_drained() {
+    let (mut state, node) = (ClusterState::new(), NodeId(1));
+    apply(&mut state, Command::Found { name: "c1".to_owned() }).unwrap();
+    let wrong = Rejected::WrongRole { node, role: Role::Coordinator };
+    assert_eq!(refuse(&mut state, Command::Drain { node }), wrong);
+    assert_eq!(refuse(&mut state, Command::Undrain { node }), wrong);
+}
+
 #[test]
 fn numbers_and_epochs_that_were_given() {
     let mut state = joined(2, 2);
@@ -342,6 +353,20 @@ fn outcomes_are_remembered_up_to_a_number() {
     apply(&mut state, rotate(0)).unwrap();
     assert_eq!(state.generation(), 4098);
     assert_eq!(state.snapshot().outcomes.len(), 4096);
+}
+
+/// No refusal is as long as a snapshot may claim.
+#[test]
+fn outcomes_from_elsewhere_are_bounded() {
+    let restored = |length: usize| {
+        let refusal = Refusal { code: Code::Denied, message: "x".repeat(length) };
+        let mut snapshot = joined(1, 1).snapshot();
+        snapshot.outcomes.push((RequestId([9; 16]), Err(refusal)));
+        ClusterState::restore(snapshot)
+    };
+    assert!(restored(512).is_ok());
+    let refused = restored(513).unwrap_err();
+    assert_eq!(refused, RestoreError::Integrity(IntegrityError::Outcomes));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use cluster::{ClusterState, Command, Coordinator, Proposal, RequestId};
-use identity::{Expect, IdentityError, KeyRequest, Peer, Roll, Tls};
+use identity::{Expect, IdentityError, KeyRequest, Peer, Tls};
 use planner::NodeId;
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -24,8 +24,6 @@ const LOOK: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Before a renewal that failed is tried again.
 const RENEWAL: Duration = Duration::from_secs(30);
-/// A removed node may still hear that it was, before it is shut out.
-const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Runs as long as the coordinator does.
 pub(crate) async fn run(
@@ -36,7 +34,7 @@ pub(crate) async fn run(
     events: mpsc::Sender<Event>,
 ) {
     let mut view = control.view();
-    let mut roll = Roll::default();
+    let mut roll = (0, BTreeSet::new());
     let mut renewal = Instant::now();
     let mut told = false;
     let began = Instant::now();
@@ -66,15 +64,10 @@ pub(crate) async fn run(
         {
             renewal = Instant::now() + RENEWAL;
         }
-        let (given, present) = state.roll();
-        let now = Roll { given, present: present.into_iter().map(|node| node.0).collect() };
+        let now = state.roll();
         if now != roll {
-            roll.clone_from(&now);
-            let tls = tls.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(FAREWELL).await;
-                tls.refuse(now);
-            });
+            transport::shut_out(&tls, now.0, &now.1, transport::HEARING);
+            roll = now;
         }
         tokio::select! {
             changed = view.changed() => if changed.is_err() { return },

@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::{ClusterState, Event as Change, NodeInfo, Proposal, Rejected};
+use cluster::{ClusterState, Event as Change, NodeInfo, Progress, Proposal, Rejected};
 use planner::NodeId;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use wire::{Held, Report, pb};
 
-use crate::leader::{self, Leader, Progress, SessionId, Sight, Timing};
+use crate::leader::{self, Leader, SessionId, Sight, Timing};
 use crate::machine::{ClusterMachine, Outcome};
 use crate::peers::Peers;
 use crate::replica::{

@@ -14,7 +14,7 @@ mod repairs;
 
 use std::collections::BTreeMap;
 
-use cluster::{ClusterState, Command, Epoch, Event, GroupId, NodeInfo, Rejected};
+use cluster::{ClusterState, Command, Epoch, Event, GroupId, NodeInfo, Progress, Rejected};
 use planner::NodeId;
 use wire::{Held, Order, Report};
 
@@ -190,9 +190,6 @@ struct Pause {
     /// Since when it serves, if it does.
     serving: Option<u64>,
 }
-
-/// Bytes read and bytes to read of the ranks of living groups.
-pub type Progress = BTreeMap<(GroupId, usize), (u64, u64)>;
 
 /// The machine. Idle until [`Input::Lead`].
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::{ClusterState, Coordinator};
+use cluster::{ClusterState, Coordinator, Progress};
 use identity::{Admit, ClusterCa, Expect, Role, Tls};
 use planner::NodeId;
 use tokio::net::TcpListener;
@@ -20,7 +20,7 @@ use crate::announce;
 use crate::authority::Authority;
 use crate::client::Control;
 use crate::driver::{Driver, Event, Leadership, Published};
-use crate::leader::{Progress, Timing};
+use crate::leader::Timing;
 use crate::machine::ClusterMachine;
 use crate::peers::Peers;
 use crate::replica::{ClusterId, Fatal, LogStore, RedbStore, Replica, ReplicaConfig};

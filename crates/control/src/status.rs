@@ -1,10 +1,11 @@
 //! What an operator sees: the state, how far ranks have loaded, how consensus stands.
 
-use cluster::{ClusterState, Deployment, Group, GroupId, Node, Phase, degraded, waiting_for};
+use cluster::{
+    ClusterState, Deployment, Group, GroupId, Node, Phase, Progress, degraded, waiting_for,
+};
 use planner::NodeId;
 use wire::pb;
 
-use crate::leader::Progress;
 use crate::replica::{ReplicaStatus, RoleKind};
 
 /// The answer to a status request; whether it is current is for whoever asks to find out.

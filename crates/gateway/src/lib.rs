@@ -62,7 +62,7 @@ use tokio::net::TcpListener;
 pub use config::{GatewayConfig, GatewayError, ModelFiles, RequestLimits};
 pub use life::Vitals;
 pub use rehearse::{try_template, try_tokenizer};
-pub use view::{Progress, Sources};
+pub use view::Sources;
 
 /// Serves the API on `listener` until `shutdown` completes, then lets open answers end for at
 /// most `config.limits.drain`. Group leaders are reached as the coordinator that `tls` is.

@@ -1,16 +1,12 @@
 //! What the gateway sees of the cluster: where requests go, and whether that still stands.
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use cluster::{ClusterState, Epoch, Group, GroupId, Phase, Route, Standing};
+use cluster::{ClusterState, Epoch, Group, Phase, Progress, Route, Standing};
 use tokio::sync::watch;
 
 use crate::life::Vitals;
-
-/// Bytes read and bytes to read, by group and rank.
-pub type Progress = BTreeMap<(GroupId, usize), (u64, u64)>;
 
 /// Where a gateway looks.
 #[derive(Clone)]

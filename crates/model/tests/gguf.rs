@@ -144,6 +144,46 @@ fn scales_of_attention_are_positive_numbers() {
     assert!(matches!(&spec.layers[0].attention, Attention::Grouped(own) if own.scale == 0.5));
 }
 
+/// Latent attention has its scale and its rope from elsewhere.
+#[test]
+fn latent_attention_takes_no_scale_and_no_divisors() {
+    let mut file = Writer::default().tensor("token_embd.weight", &[8, 5], 0, 0);
+    for (key, value) in [
+        ("block_count", 1u32),
+        ("embedding_length", 8),
+        ("feed_forward_length", 8),
+        ("context_length", 64),
+        ("attention.head_count", 2),
+        ("attention.kv_lora_rank", 4),
+        ("attention.key_length", 6),
+        ("attention.value_length", 4),
+        ("rope.dimension_count", 2),
+        ("leading_dense_block_count", 1),
+        ("expert_count", 2),
+        ("expert_used_count", 1),
+        ("expert_shared_count", 1),
+        ("expert_feed_forward_length", 8),
+    ] {
+        file = file.entry(&format!("deepseek2.{key}"), 4, &value.to_le_bytes());
+    }
+    let epsilon = "deepseek2.attention.layer_norm_rms_epsilon";
+    file = file.entry(epsilon, 6, &1e-6f32.to_le_bytes());
+    file = file.entry("general.architecture", 8, &text("deepseek2"));
+    let spec = |file: Writer| {
+        let bytes = file.write();
+        Gguf::parse("w.gguf", &bytes).unwrap().spec().map_err(|error| error.to_string())
+    };
+    assert!(spec(file.clone().data(160)).is_ok(), "{:?}", spec(file.clone().data(160)));
+    let scaled = file.clone().entry("deepseek2.attention.scale", 6, &0.5f32.to_le_bytes());
+    let error = spec(scaled.data(160)).unwrap_err();
+    assert!(error.contains("deepseek2.attention.scale has no meaning here"), "{error}");
+    let mut bytes = file.tensor("rope_freqs.weight", &[1], 0, 160).data(164).write();
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&1f32.to_le_bytes());
+    let error = Gguf::parse("w.gguf", &bytes).unwrap().spec().unwrap_err().to_string();
+    assert!(error.contains("rope_freqs.weight has no meaning"), "{error}");
+}
+
 /// All substrings of one word: every token can be put together in as many ways as it is long.
 #[test]
 fn vocabularies_that_can_be_put_together_in_too_many_ways() {

@@ -14,6 +14,7 @@ use gateway::{GatewayConfig, Sources};
 use identity::{ClusterCa, Role, Tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use wire::transport::FAREWELL;
 
 use crate::args;
 use crate::config;
@@ -25,9 +26,6 @@ use crate::process::{self, Announcement};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two attempts.
 const RETRY: Duration = Duration::from_millis(200);
-/// How long a coordinator that was removed goes on: those that stay may still need its vote to
-/// learn that it was, and its last requests end.
-const FAREWELL: Duration = Duration::from_secs(10);
 
 /// What a coordinator serves, and where.
 pub(crate) struct Roles {

@@ -70,3 +70,16 @@ fn run(args: args::Args) -> anyhow::Result<()> {
     runtime.shutdown_background();
     done
 }
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let cause = || anyhow!("the disk failed");
+        let repeats = cause().context("the log: the disk failed").context("cannot start");
+        assert_eq!(super::chain(&repeats), "cannot start: the log: the disk failed");
+        assert_eq!(super::chain(&cause().context("the log")), "the log: the disk failed");
+    }
+}

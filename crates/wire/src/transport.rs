@@ -13,10 +13,12 @@ mod dial;
 mod health;
 mod incoming;
 
+use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::time::Duration;
 
-use identity::{Expect, Peer, Tls};
+use identity::{Expect, Peer, Roll, Tls};
+use planner::NodeId;
 use tonic::transport::{Channel, Endpoint, Error, Server};
 use tonic::{Request, Status};
 
@@ -36,6 +38,11 @@ pub const MESSAGE_MAX: usize = 16 << 20;
 pub const CONTROL_MESSAGE_MAX: usize = 66 << 20;
 /// How long a connection attempt may take, its handshake included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a coordinator that was removed goes on: those that stay may still need its vote to
+/// learn that it was, and the answers of its clients end.
+pub const FAREWELL: Duration = Duration::from_secs(10);
+/// How long a node that was removed may take to hear of it, before anybody refuses it.
+pub const HEARING: Duration = Duration::from_secs(3);
 /// How often an idle connection is probed, so that a peer that vanished without a word is noticed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a probe may stay unanswered.
@@ -87,6 +94,17 @@ pub fn reason(status: &Status) -> String {
 /// Whether a call failed because this node was removed from the cluster.
 pub fn removed(status: &Status) -> bool {
     matches!(status.source().and_then(dial::cause), Some(ConnectError::Removed { .. }))
+}
+
+/// Refuses whoever of the numbers up to `given` is not `present` any more, after a while: those who
+/// were removed are to hear of it, and to end what they do.
+pub fn shut_out(tls: &Tls, given: u64, present: &BTreeSet<NodeId>, after: Duration) {
+    let roll = Roll { given, present: present.iter().map(|node| node.0).collect() };
+    let tls = tls.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(after).await;
+        tls.refuse(roll);
+    });
 }
 
 fn innermost(error: &(dyn std::error::Error + 'static)) -> String {

@@ -405,6 +405,22 @@ fn orders_that_cannot_be() {
 }
 
 #[test]
+fn rolls_that_cannot_be() {
+    let roll = |given, present: &[u64]| {
+        let roll = pb::Roll { given, present: present.to_vec() };
+        let order = Some(pb::order::Order::Roll(roll));
+        Order::from_wire(pb::Order { order }, &spec())
+    };
+    assert!(roll(3, &[1, 3]).is_ok());
+    let wrong = Err(WireError::OutOfRange { field: "present" });
+    assert_eq!(roll(3, &[3, 1]), wrong);
+    assert_eq!(roll(3, &[1, 1]), wrong);
+    assert_eq!(roll(3, &[1, 4]), wrong);
+    let many: Vec<u64> = (1..=5_000).collect();
+    assert!(matches!(roll(5_000, &many), Err(WireError::TooLong { field: "present", .. })));
+}
+
+#[test]
 fn reports_that_cannot_be() {
     let empty = Report::from_wire(pb::WorkerReport::default()).unwrap_err();
     assert_eq!(empty, WireError::Missing { field: "report" });

@@ -27,11 +27,11 @@ const TOKENS_MAX: usize = 1 << 22;
 /// Bytes of the longest word that merging can make: longer ones stand for themselves, and trying
 /// all their halves would take time in their square.
 const WORD_MAX: usize = 512;
-/// Most pairs of tokens that make tokens. Published vocabularies of 256 thousand tokens have under
-/// six hundred thousand.
-const PAIRS_MAX: usize = 1 << 20;
-/// Most bytes of their texts, which are a few bytes each.
-const PAIRS_BYTES_MAX: usize = 1 << 25;
+/// What a pair of tokens takes beside its text, in bytes, about.
+const PAIR: usize = 200;
+/// Most bytes that all pairs may take. Published vocabularies of 256 thousand tokens have under six
+/// hundred thousand of them: half of this.
+const PAIRS_MAX: usize = 256 << 20;
 /// What stands for a space within words of SentencePiece vocabularies.
 const SPACE: &str = "\u{2581}";
 
@@ -237,8 +237,8 @@ impl Gguf<'_> {
                 let worst = |(l, r, ..): &(usize, usize, &str, &str)| scores[*l].min(scores[*r]);
                 worst(b).total_cmp(&worst(a)).then(a.0.cmp(&b.0))
             });
-            bytes += halves.len() * text.len();
-            if pairs.len() + halves.len() > PAIRS_MAX || bytes > PAIRS_BYTES_MAX {
+            bytes += halves.len() * (PAIR + text.len());
+            if bytes > PAIRS_MAX {
                 let problem = "can be put together in too many ways";
                 return Err(self.bad_key(TOKENS, problem));
             }

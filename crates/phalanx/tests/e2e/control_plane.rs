@@ -356,6 +356,24 @@ fn members_come_and_go_under_load() {
     println!("{} streams ended while members came and went", load.end());
 }
 
+/// It has some seconds to end what it does for its clients; until then workers serve it.
+#[test]
+fn a_coordinator_that_is_removed_ends_the_answers_of_its_clients() {
+    let mut fleet = Fleet::start(3, 1, 1);
+    let gone = fleet.coordinators.iter().map(|(id, _)| *id).max().expect("three");
+    let process = fleet.take(gone);
+    let load = Load::start(&[process.http()], 2);
+    assert!(fleet.change(&["members", "remove", &gone.to_string()]));
+    let until = Instant::now() + PATIENCE;
+    while fleet.voters().contains(&gone) {
+        assert!(Instant::now() < until, "node {gone} keeps its vote");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // Longer than others take to shut it out, and shorter than its farewell.
+    std::thread::sleep(Duration::from_secs(5));
+    println!("{} streams ended whole at a coordinator that was removed", load.end());
+}
+
 /// It comes back with a log in which it is a member, and hears from the others that it is none.
 #[test]
 fn a_coordinator_that_was_removed_while_it_was_off_ends_when_it_is_back() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::{Epoch, GroupId};
-use identity::{KeyRequest, Roll};
+use identity::KeyRequest;
 use planner::NodeId;
 use tokio::sync::mpsc as channel;
 use tonic::transport::Channel;
@@ -15,8 +15,9 @@ use wire::{FormGroup, Report, pb, transport};
 use super::Session;
 use crate::rank::Formation;
 
-/// Between hearing that a node was removed and refusing it.
-const FAREWELL: Duration = Duration::from_secs(3);
+/// Between hearing that nodes were removed and refusing them: a coordinator among them goes on
+/// serving its clients for a while, and needs this worker for that.
+const FAREWELL: Duration = transport::FAREWELL.saturating_add(transport::HEARING);
 
 impl Session {
     pub(super) async fn form(
@@ -71,15 +72,8 @@ impl Session {
         }
     }
 
-    /// Refuses those who were removed, once they may have heard of it: a coordinator that was
-    /// removed ends its clients' answers first.
     pub(super) fn refuse(&self, given: u64, present: &BTreeSet<NodeId>) {
-        let roll = Roll { given, present: present.iter().map(|node| node.0).collect() };
-        let tls = self.tls.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(FAREWELL).await;
-            tls.refuse(roll);
-        });
+        transport::shut_out(&self.tls, given, present, FAREWELL);
     }
 
     /// Gets a fresh certificate, beside the session, if ours is of a generation before or old.
