@@ -44,6 +44,10 @@ impl Collective<CpuDevice> for LeftToRight {
         Collective::<CpuDevice>::barrier(&mut self.0)
     }
 
+    fn accuse(&mut self, peer: usize) {
+        self.0.end_for(peer);
+    }
+
     fn abort_handle(&self) -> AbortHandle {
         Collective::<CpuDevice>::abort_handle(&self.0)
     }

@@ -160,6 +160,32 @@ fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<FrameHeader, &'static str> {
     })
 }
 
+/// What stands in place of the next header where none follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Farewell {
+    /// The rank that the sender could not go on without; none where it leaves in order.
+    pub(crate) accused: Option<usize>,
+}
+
+impl Farewell {
+    /// Magic (4 bytes), version (2), zero (2), the accused rank plus one or zero (4), zero (36).
+    pub(crate) fn encode(self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[0..4].copy_from_slice(b"PHXE");
+        bytes[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        let accused = self.accused.map_or(0, |rank| rank as u32 + 1);
+        bytes[8..12].copy_from_slice(&accused.to_le_bytes());
+        bytes
+    }
+
+    /// The farewell that these bytes are, if they are one.
+    pub(crate) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
+        let number = u32::from_le_bytes(field(bytes, 8));
+        let farewell = Self { accused: number.checked_sub(1).map(|rank| rank as usize) };
+        (farewell.encode() == *bytes).then_some(farewell)
+    }
+}
+
 /// The `N` bytes at a fixed offset of a fixed-size message.
 pub(crate) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut out = [0; N];
@@ -231,6 +257,22 @@ mod tests {
             bytes[at] = value;
         }
         assert_eq!(SAMPLE.encode(), bytes);
+    }
+
+    #[test]
+    fn a_farewell_names_nobody_or_one_rank_and_is_no_header() {
+        for accused in [None, Some(0), Some(2), Some(u32::MAX as usize - 1)] {
+            let farewell = Farewell { accused };
+            let bytes = farewell.encode();
+            assert_eq!(Farewell::decode(&bytes), Some(farewell));
+            assert!(FrameHeader::decode(&bytes, &SAMPLE).is_err());
+            for at in (0..8).chain(12..HEADER_BYTES) {
+                let mut other = bytes;
+                other[at] ^= 1;
+                assert_eq!(Farewell::decode(&other), None, "byte {at}");
+            }
+        }
+        assert_eq!(Farewell::decode(&SAMPLE.encode()), None);
     }
 
     #[test]

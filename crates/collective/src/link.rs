@@ -26,6 +26,16 @@ pub enum CollectiveError {
         /// The exchange that noticed.
         sequence: u64,
     },
+    /// The peer has left, and says that another did not do its part.
+    #[error("rank {by} has left because of rank {peer} (exchange {sequence})")]
+    Accused {
+        /// Who left.
+        by: usize,
+        /// Whom it says it left for.
+        peer: usize,
+        /// The exchange that was told.
+        sequence: u64,
+    },
     /// The peer's frame did not come, or ours was not taken, within the link's timeout.
     #[error("rank {peer} did not answer in time (exchange {sequence})")]
     Timeout {
@@ -131,6 +141,7 @@ impl CollectiveError {
     pub fn peer(&self) -> Option<usize> {
         match self {
             Self::Closed { peer, .. }
+            | Self::Accused { peer, .. }
             | Self::Timeout { peer, .. }
             | Self::WrongEpoch { peer, .. }
             | Self::OutOfOrder { peer, .. }
@@ -183,6 +194,7 @@ impl std::fmt::Debug for AbortHandle {
 /// The first error of a link is final: every later operation returns it again, for after it
 /// nobody knows what the peers have seen. A link that is dropped in order is closed to those who
 /// wait for it; one that was aborted, or whose process died, also ends its peers' waits for others.
+/// One that ends because a peer failed says which, so that nobody blames the messenger.
 pub trait Link: Send {
     /// This rank.
     fn rank(&self) -> usize;
@@ -212,6 +224,10 @@ pub trait Link: Send {
         sequence: u64,
         into: &mut [f32],
     ) -> Result<(), CollectiveError>;
+
+    /// Ends the link because `peer` failed in a way that the link itself cannot see, and tells the
+    /// others so. Nothing where it has ended already.
+    fn accuse(&mut self, peer: usize);
 
     /// How long an operation may block; [`DEFAULT_TIMEOUT`] at first.
     fn set_timeout(&mut self, timeout: Duration);

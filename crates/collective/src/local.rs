@@ -85,7 +85,7 @@ const NOBODY: usize = usize::MAX;
 
 struct Hub {
     size: usize,
-    /// The rank that was the first to abort.
+    /// The rank that all others end for: the first that aborted, or was accused.
     lost: AtomicUsize,
     /// From `i` to `j` at `i * size + j`.
     channels: Vec<Channel>,
@@ -96,10 +96,14 @@ impl Hub {
         &self.channels[from * self.size + to]
     }
 
+    /// Remembers whom everybody ends for. The first stays; later ones are its consequences.
+    fn lose(&self, rank: usize) {
+        let _ = self.lost.compare_exchange(NOBODY, rank, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
     /// Ends every wait of every rank because of `rank`, for what they wait for may never come.
     fn abort(&self, rank: usize) {
-        // The first stays; later ones are its consequences.
-        let _ = self.lost.compare_exchange(NOBODY, rank, Ordering::SeqCst, Ordering::SeqCst);
+        self.lose(rank);
         self.close(rank);
         for channel in &self.channels {
             // Under the lock, so that nobody is between looking and waiting.
@@ -167,7 +171,17 @@ impl LocalLink {
         if self.end.aborted.load(Ordering::SeqCst) {
             return CollectiveError::Aborted;
         }
+        let lost = self.end.hub.lost.load(Ordering::SeqCst);
+        let peer = if [NOBODY, self.end.rank].contains(&lost) { peer } else { lost };
         CollectiveError::Closed { peer, sequence }
+    }
+
+    /// Keeps the first error, and lets the others know whose fault it is.
+    fn fail(&mut self, error: &CollectiveError) {
+        if let Some(peer) = error.peer() {
+            self.end.hub.lose(peer);
+        }
+        self.broken = Some(error.clone());
     }
 
     fn put(&self, to: usize, header: FrameHeader, values: &[f32]) -> Result<(), CollectiveError> {
@@ -205,12 +219,9 @@ impl LocalLink {
             if let Some(frame) = state.frames.pop_front() {
                 break frame;
             }
-            if state.closed {
-                return Err(CollectiveError::Closed { peer: from, sequence });
-            }
             let lost = self.end.hub.lost.load(Ordering::SeqCst);
-            if lost != NOBODY {
-                return Err(CollectiveError::Closed { peer: lost, sequence });
+            if state.closed || ![NOBODY, self.end.rank].contains(&lost) {
+                return Err(self.closed(from, sequence));
             }
             state = channel
                 .wait(state, deadline)
@@ -250,7 +261,7 @@ impl Link for LocalLink {
     ) -> Result<(), CollectiveError> {
         self.check_usable(to)?;
         let header = self.header(self.rank(), kind, sequence, values.len());
-        self.put(to, header, values).inspect_err(|error| self.broken = Some(error.clone()))
+        self.put(to, header, values).inspect_err(|error| self.fail(error))
     }
 
     fn receive(
@@ -262,7 +273,14 @@ impl Link for LocalLink {
     ) -> Result<(), CollectiveError> {
         self.check_usable(from)?;
         let expected = self.header(from, kind, sequence, into.len());
-        self.take(expected, into).inspect_err(|error| self.broken = Some(error.clone()))
+        self.take(expected, into).inspect_err(|error| self.fail(error))
+    }
+
+    fn accuse(&mut self, peer: usize) {
+        if self.broken.is_none() {
+            self.fail(&CollectiveError::Closed { peer, sequence: 0 });
+            self.end.hub.abort(self.end.rank);
+        }
     }
 
     fn set_timeout(&mut self, timeout: Duration) {

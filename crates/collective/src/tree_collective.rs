@@ -53,6 +53,10 @@ pub trait Collective<D: Device>: Send {
     /// Returns once every rank has called it.
     fn barrier(&mut self) -> Result<(), CollectiveError>;
 
+    /// Ends this rank's collectives because `peer` failed in a way that only the caller has seen,
+    /// and tells the other ranks so: they end for the same reason and do not blame this rank.
+    fn accuse(&mut self, peer: usize);
+
     /// What stops this rank's collectives from another thread.
     fn abort_handle(&self) -> AbortHandle;
 }
@@ -267,6 +271,13 @@ impl TreeCollective {
         })
     }
 
+    /// [`Collective::accuse`].
+    pub fn end_for(&mut self, peer: usize) {
+        let sequence = self.sequence;
+        self.failed.get_or_insert(CollectiveError::Closed { peer, sequence });
+        self.link.accuse(peer);
+    }
+
     /// [`Collective::abort_handle`].
     pub fn link_abort_handle(&self) -> AbortHandle {
         self.link.abort_handle()
@@ -467,6 +478,10 @@ impl<D: Device> Collective<D> for TreeCollective {
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {
         self.wait_for_all()
+    }
+
+    fn accuse(&mut self, peer: usize) {
+        self.end_for(peer);
     }
 
     fn abort_handle(&self) -> AbortHandle {

@@ -237,6 +237,52 @@ fn a_peer_that_leaves_in_order_does_not_end_waits_for_others() {
     }
 }
 
+/// Three ranks of a group in which the last has failed because of rank 0, and has been dropped.
+fn accused(links: Vec<Box<dyn Link>>, told: bool) -> (Box<dyn Link>, Box<dyn Link>) {
+    let mut links = links.into_iter();
+    let (mut first, mut second, mut last) = match (links.next(), links.next(), links.next()) {
+        (Some(first), Some(second), Some(last)) => (first, second, last),
+        _ => panic!("three links"),
+    };
+    // What it leaves unread makes its end a reset.
+    second.send(2, Kind::Partials, 0, &[1.0]).expect("sent");
+    if told {
+        last.accuse(0);
+    } else {
+        last.set_timeout(Duration::from_millis(50));
+        let late = CollectiveError::Timeout { peer: 0, sequence: 0 };
+        assert_eq!(last.receive(0, Kind::Partials, 0, &mut [0.0]), Err(late));
+    }
+    drop(last);
+    // And its end has come before anybody looks.
+    thread::sleep(Duration::from_millis(50));
+    first.set_timeout(Duration::from_millis(200));
+    (first, second)
+}
+
+#[test]
+fn who_fails_because_of_a_peer_is_not_blamed_for_it() {
+    for (kind, make) in KINDS {
+        for told in [false, true] {
+            // In a wait for the one that left, for the accused itself, and while sending.
+            let (_first, mut second) = accused(make(3), told);
+            let result = second.receive(2, Kind::Partials, 0, &mut [0.0]);
+            assert_eq!(result.map_err(|e| e.peer()), Err(Some(0)), "{kind} {told}");
+            let (_first, mut second) = accused(make(3), told);
+            let result = second.receive(0, Kind::Partials, 0, &mut [0.0]);
+            assert_eq!(result.map_err(|e| e.peer()), Err(Some(0)), "{kind} {told}");
+            let (_first, mut second) = accused(make(3), told);
+            let mut sends = (1..).map(|n| second.send(2, Kind::Partials, n, &[1.0]));
+            let result = sends.find(Result::is_err).expect("a refused send");
+            assert_eq!(result.map_err(|e| e.peer()), Err(Some(0)), "{kind} {told}");
+            // The accused knows better.
+            let (mut first, _second) = accused(make(3), told);
+            let result = first.receive(2, Kind::Partials, 0, &mut [0.0]);
+            assert_eq!(result.map_err(|e| e.peer()), Err(Some(2)), "{kind} {told}");
+        }
+    }
+}
+
 #[test]
 fn what_was_sent_before_a_link_was_dropped_arrives() {
     for (_, make) in KINDS {

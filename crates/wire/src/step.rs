@@ -33,6 +33,8 @@ pub struct StepReport {
     pub number: u64,
     /// Why it failed, where it did; never an empty text.
     pub error: Option<String>,
+    /// The rank that is at fault for the error, where it is another.
+    pub blames: Option<usize>,
 }
 
 impl StepOrder {
@@ -113,6 +115,7 @@ impl StepReport {
             rank: narrow(self.rank),
             number: self.number,
             error: self.error.clone().unwrap_or_default(),
+            blames: self.blames.map(narrow),
         }
     }
 
@@ -125,7 +128,8 @@ impl StepReport {
         let (group, epoch) = (GroupId(wire.group), Epoch(wire.epoch));
         let rank = size("rank", wire.rank)?;
         let error = Some(wire.error).filter(|error| !error.is_empty());
-        Ok(Self { group, epoch, rank, number: wire.number, error })
+        let blames = wire.blames.map(|rank| size("blames", rank)).transpose()?;
+        Ok(Self { group, epoch, rank, number: wire.number, error, blames })
     }
 }
 

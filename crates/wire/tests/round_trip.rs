@@ -135,13 +135,15 @@ fn step() -> impl Strategy<Value = StepOrder> {
 }
 
 fn step_report() -> impl Strategy<Value = StepReport> {
-    (any::<u64>(), any::<u64>(), any::<u32>(), any::<u64>(), option::of(".{1,20}")).prop_map(
-        |(group, epoch, rank, number, error)| StepReport {
+    let error = (option::of(".{1,20}"), option::of(0..64_usize));
+    (any::<u64>(), any::<u64>(), any::<u32>(), any::<u64>(), error).prop_map(
+        |(group, epoch, rank, number, (error, blames))| StepReport {
             group: GroupId(group),
             epoch: Epoch(epoch),
             rank: rank as usize,
             number,
             error,
+            blames,
         },
     )
 }

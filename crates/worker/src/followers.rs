@@ -14,7 +14,7 @@ use wire::{FormGroup, StepOrder, pb};
 
 use crate::group::Steps;
 use crate::leader::{Command, Followers, GroupGone};
-use crate::rank::{Formation, StepDone};
+use crate::rank::{Failure, Formation, StepDone};
 
 /// Steps that may be on their way to a rank. A rank can be one step behind the leader at most,
 /// since each step meets in collectives.
@@ -49,8 +49,8 @@ impl Fanout {
         let failed = leader.clone();
         runtime.spawn(async move {
             while let Some(step) = finished.recv().await {
-                if let Some(reason) = step.error {
-                    let _ = failed.send(Command::Failed { reason, blames: None });
+                if let Some(Failure { reason, blames }) = step.failure {
+                    let _ = failed.send(Command::Failed { reason, blames });
                 }
             }
         });
@@ -63,9 +63,10 @@ impl Fanout {
                 let (leader, rank) = (leader.clone(), plan.rank);
                 let (expect, tls) = (Expect::Node(plan.node.0), tls.clone());
                 runtime.spawn(async move {
-                    let reason = stream(&address, expect, &tls, outgoing).await;
-                    let reason = format!("rank {rank}: {reason}");
-                    let _ = leader.send(Command::Failed { reason, blames: Some(rank) });
+                    let Failure { reason, blames } = stream(&address, expect, &tls, outgoing).await;
+                    let (reason, blames) =
+                        (format!("rank {rank}: {reason}"), blames.or(Some(rank)));
+                    let _ = leader.send(Command::Failed { reason, blames });
                 });
                 (plan.rank, steps)
             })
@@ -74,31 +75,35 @@ impl Fanout {
     }
 }
 
-/// Carries steps to one remote rank until the stream ends; returns why it did.
+/// Carries steps to one remote rank until the stream ends; returns why it did, and which other
+/// rank is at fault where the rank says so.
 async fn stream(
     address: &str,
     expect: Expect,
     tls: &Tls,
     mut outgoing: channel::Receiver<pb::StepPlan>,
-) -> String {
+) -> Failure {
     // Nothing is opened before there is a step: by then the rank has loaded.
-    let Some(first) = outgoing.recv().await else { return "not needed any more".to_owned() };
+    let Some(first) = outgoing.recv().await else { return Failure::own("not needed any more") };
     let steps = tokio_stream::once(first).chain(ReceiverStream::new(outgoing));
     let channel = match wire::transport::connect(address, expect, tls).await {
         Ok(channel) => channel,
-        Err(error) => return error.to_string(),
+        Err(error) => return Failure::own(error),
     };
     let mut client = wire::transport::worker_client(channel);
     let mut reports = match client.steps(steps).await {
         Ok(response) => response.into_inner(),
-        Err(status) => return wire::transport::reason(&status),
+        Err(status) => return Failure::own(wire::transport::reason(&status)),
     };
     loop {
         match reports.next().await {
             Some(Ok(report)) if report.error.is_empty() => {}
-            Some(Ok(report)) => return report.error,
-            Some(Err(status)) => return wire::transport::reason(&status),
-            None => return "its step stream ended".to_owned(),
+            Some(Ok(report)) => {
+                let blames = report.blames.and_then(|rank| usize::try_from(rank).ok());
+                return Failure { reason: report.error, blames };
+            }
+            Some(Err(status)) => return Failure::own(wire::transport::reason(&status)),
+            None => return Failure::own("its step stream ended"),
         }
     }
 }

@@ -379,9 +379,7 @@ fn lead(mut setup: Setup, fanout: Fanout, commands: &mpsc::Receiver<Command>) {
     match scheduler.and_then(|scheduler| Ok((scheduler, setup.form()?))) {
         Ok((scheduler, rank)) => {
             let (gone, rank) = Leader::new(scheduler, rank, Box::new(fanout)).run(commands);
-            // Said before the weights are put away: others wait for it.
-            setup.ended(gone.into());
-            setup.keep(rank);
+            setup.end(rank, gone.into());
         }
         Err(failure) => setup.ended(failure),
     }
@@ -410,8 +408,7 @@ fn run_follower(
     match setup.form() {
         Ok(mut rank) => {
             let failure = follow(&mut rank, steps);
-            setup.ended(failure);
-            setup.keep(rank);
+            setup.end(rank, failure);
         }
         Err(failure) => setup.ended(failure),
     }

@@ -263,6 +263,10 @@ impl Link for Watched {
         received
     }
 
+    fn accuse(&mut self, peer: usize) {
+        self.inner.accuse(peer);
+    }
+
     fn set_timeout(&mut self, timeout: Duration) {
         self.inner.set_timeout(timeout);
     }
@@ -311,6 +315,10 @@ impl Collective<CpuDevice> for Counted {
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {
         self.inner.barrier()
+    }
+
+    fn accuse(&mut self, peer: usize) {
+        self.inner.accuse(peer);
     }
 
     fn abort_handle(&self) -> AbortHandle {

@@ -176,8 +176,19 @@ impl Setup {
         self.report(Report::Failed { group, epoch, rank, reason, blames });
     }
 
+    /// Ends a rank that cannot go on, for others to see: its peers learn at once whose fault it is,
+    /// so that none of them is taken for the one that failed; then the coordinator does. The
+    /// weights are put away last, for others wait for what was said.
+    pub(crate) fn end(&self, mut rank: Rank, failure: Failure) {
+        if let Some(peer) = failure.blames {
+            rank.collective.accuse(peer);
+        }
+        self.ended(failure);
+        self.keep(rank);
+    }
+
     /// Lets go of the peers and leaves the weights to the device's next rank.
-    pub(crate) fn keep(&self, rank: Rank) {
+    fn keep(&self, rank: Rank) {
         drop(rank.collective);
         self.shelve(rank.decoder);
     }
@@ -273,9 +284,8 @@ pub(crate) fn follow(
         let result = rank.decoder.forward(&step, rank.collective.as_mut(), &mut |_| {});
         rank.pulse.end();
         let failure = result.err().map(Failure::from);
-        let error = failure.as_ref().map(|failure| failure.reason.clone());
         // A leader that went away learns nothing; the coordinator decides what follows.
-        let _ = done.send(StepDone { number: step.number, error });
+        let _ = done.send(StepDone { number: step.number, failure: failure.clone() });
         if let Some(failure) = failure {
             return failure;
         }
@@ -287,5 +297,6 @@ pub(crate) fn follow(
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StepDone {
     pub(crate) number: u64,
-    pub(crate) error: Option<String>,
+    /// Why not, where it was not.
+    pub(crate) failure: Option<Failure>,
 }

@@ -110,9 +110,12 @@ impl pb::worker_server::Worker for Service {
                         }
                     },
                     Some(step) = finished.next() => {
-                        let StepDone { number, error } = step;
+                        let StepDone { number, failure } = step;
                         let Some((group, epoch, rank)) = origin else { continue };
-                        Ok(StepReport { group, epoch, rank, number, error }.to_wire())
+                        let blames = failure.as_ref().and_then(|failure| failure.blames);
+                        let error = failure.map(|failure| failure.reason);
+                        let report = StepReport { group, epoch, rank, number, error, blames };
+                        Ok(report.to_wire())
                     }
                 };
                 let last = report.is_err();

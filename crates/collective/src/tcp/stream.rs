@@ -7,9 +7,9 @@
 //! receive that has to wait looks now and then whether another peer has died, for then its frame
 //! may never come.
 //!
-//! A link that is dropped in order says goodbye ([`GOODBYE`]), and TLS that nothing follows, before
-//! it closes. A connection that ends without either means a process that died or a link that was
-//! aborted.
+//! A link that is dropped in order says goodbye ([`Farewell`]), and TLS that nothing follows, before
+//! it closes; one that ends because a peer failed says which peer. A connection that ends without
+//! either means a process that died or a link that was aborted.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read as _, Write};
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use super::handshake::is_pause;
 use super::secure::{Cipher, Reader, Secured};
 use crate::frame::{
-    FrameHeader, HEADER_BYTES, Kind, Membership, decode_values, encode_frame, field,
+    Farewell, FrameHeader, HEADER_BYTES, Kind, Membership, decode_values, encode_frame, field,
 };
 use crate::link::{
     Abort, AbortHandle, CollectiveError, DEFAULT_TIMEOUT, Link, PENDING_FRAMES, check_peer,
@@ -47,16 +47,8 @@ const READ_SLICE: Duration = Duration::from_millis(20);
 /// behind more than that is seen when the frames before it are received.
 const AHEAD_BYTES: usize = 1 << 20;
 
-/// Instead of a header: no frame follows, and that is as it should be.
-const GOODBYE: [u8; HEADER_BYTES] = {
-    let mut bytes = [0; HEADER_BYTES];
-    let mut at = 0;
-    while at < 8 {
-        bytes[at] = b"PHXE\x01\0\0\0"[at];
-        at += 1;
-    }
-    bytes
-};
+/// How long a link that has failed takes to say why.
+const LAST_WORDS: Duration = Duration::from_millis(50);
 
 /// How long a dropped link goes on writing what its peers have not taken yet.
 const LINGER: Duration = Duration::from_secs(1);
@@ -83,10 +75,34 @@ struct Peer {
     incoming: Vec<u8>,
     /// Bytes of later frames, read while looking whether the peer has died; empty as a rule.
     ahead: VecDeque<u8>,
+    /// How the connection ended, once that was seen.
+    end: Option<End>,
     outgoing: Vec<u8>,
     /// Its ciphertext.
     sealed: Vec<u8>,
     outbox: Arc<Outbox>,
+}
+
+/// How a peer's connection has ended.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// Without a word.
+    Died,
+    Left(Farewell),
+}
+
+impl End {
+    /// Whether nobody need wait for anything any more: not so where one has left in order.
+    fn of_the_group(self) -> bool {
+        matches!(self, Self::Died) || self.accused().is_some()
+    }
+
+    fn accused(self) -> Option<usize> {
+        match self {
+            Self::Died => None,
+            Self::Left(farewell) => farewell.accused,
+        }
+    }
 }
 
 /// What an abort handle holds of a link.
@@ -117,8 +133,8 @@ enum Item {
     Frame(Vec<u8>),
     /// Ciphertext that the caller could not write whole.
     Sealed(Vec<u8>),
-    /// The link ends here, in order.
-    Goodbye,
+    /// The link ends here.
+    Last(Farewell),
 }
 
 #[derive(Default)]
@@ -172,9 +188,9 @@ impl Outbox {
             let (written, spare) = match item {
                 Item::Frame(frame) => (self.write_frame(&frame, &mut sealed), Some(frame)),
                 Item::Sealed(sealed) => (self.write(&sealed), Some(sealed)),
-                Item::Goodbye => {
+                Item::Last(farewell) => {
                     sealed.clear();
-                    let last = self.cipher.seal_last(&GOODBYE, &mut sealed);
+                    let last = self.cipher.seal_last(&farewell.encode(), &mut sealed);
                     (last.is_ok() && self.write(&sealed), None)
                 }
             };
@@ -333,9 +349,39 @@ impl TcpLink {
         if matches!(error, CollectiveError::WrongEpoch { .. }) {
             self.stale.fetch_add(1, Ordering::Relaxed);
         }
-        let error = if self.is_aborted() { CollectiveError::Aborted } else { error };
+        if self.is_aborted() {
+            self.broken = Some(CollectiveError::Aborted);
+            return CollectiveError::Aborted;
+        }
+        if let Some(peer) = error.peer() {
+            self.leave(Farewell { accused: Some(peer) }, LAST_WORDS);
+        }
         self.broken = Some(error.clone());
         error
+    }
+
+    /// Says the last word to everyone but the accused, as far as that goes within `time`.
+    fn leave(&mut self, farewell: Farewell, time: Duration) {
+        let deadline = deadline_after(time);
+        let others =
+            self.peers.iter().enumerate().filter(|(peer, _)| farewell.accused != Some(*peer));
+        let outboxes: Vec<_> =
+            others.filter_map(|(_, peer)| Some(&peer.as_ref()?.outbox)).collect();
+        for outbox in &outboxes {
+            // It fails only where the writer has, and then nothing can be said.
+            let _ = outbox.push(Item::Last(farewell), deadline);
+        }
+        outboxes.iter().for_each(|outbox| outbox.flush(deadline));
+    }
+
+    /// Why an operation failed: where the peer's connection has ended, it may have said why.
+    fn cause(&mut self, error: CollectiveError) -> CollectiveError {
+        let CollectiveError::Closed { peer: by, sequence } = error else { return error };
+        let end = self.peers[by].as_mut().and_then(Peer::ended);
+        match end.and_then(End::accused) {
+            Some(peer) if peer != self.rank => CollectiveError::Accused { by, peer, sequence },
+            _ => CollectiveError::Closed { peer: by, sequence },
+        }
     }
 
     /// The connection to a rank that `check_usable` has passed.
@@ -361,6 +407,7 @@ impl Peer {
             cipher,
             incoming: Vec::new(),
             ahead: VecDeque::new(),
+            end: None,
             outgoing: Vec::new(),
             sealed: Vec::new(),
             outbox: Arc::new(outbox),
@@ -415,7 +462,8 @@ impl Peer {
         while filled < HEADER_BYTES {
             filled += self.read_some(filled, expected, deadline, others)?;
         }
-        if self.incoming[..HEADER_BYTES] == GOODBYE {
+        if let Some(farewell) = Farewell::decode(&field(&self.incoming, 0)) {
+            self.end = Some(End::Left(farewell));
             let (peer, sequence) = (expected.from as usize, expected.sequence);
             return Err(CollectiveError::Closed { peer, sequence });
         }
@@ -445,9 +493,10 @@ impl Peer {
                 Ok(count) => return Ok(count),
                 Err(error) if is_pause(error.kind()) => {
                     let mut others = others.iter_mut().enumerate();
-                    let dead =
-                        others.find_map(|(peer, other)| other.as_mut()?.has_died().then_some(peer));
-                    if let Some(peer) = dead {
+                    let ended = others.find_map(|(peer, other)| {
+                        other.as_mut()?.ended()?.of_the_group().then_some(peer)
+                    });
+                    if let Some(peer) = ended {
                         return Err(CollectiveError::Closed { peer, sequence });
                     }
                     if Instant::now() >= deadline {
@@ -461,33 +510,36 @@ impl Peer {
 }
 
 impl Peer {
-    /// Whether the connection has ended without a goodbye. Reads ahead as far as is allowed.
-    fn has_died(&mut self) -> bool {
-        // The writer, which shares the descriptor's mode, takes a refused write for a pause.
-        if self.reader.stream.set_nonblocking(true).is_err() {
-            return true;
+    /// How the connection has ended, if it has. Reads ahead as far as is allowed.
+    fn ended(&mut self) -> Option<End> {
+        if self.end.is_none() {
+            // The writer, which shares the descriptor's mode, takes a refused write for a pause.
+            let stream = &self.reader.stream;
+            let looked = stream.set_nonblocking(true).map(|()| self.read_ahead());
+            let back = self.reader.stream.set_nonblocking(false);
+            self.end = looked.and_then(|end| back.map(|()| end)).unwrap_or(Some(End::Died));
         }
-        let died = self.read_ahead();
-        self.reader.stream.set_nonblocking(false).is_err() || died
+        self.end
     }
 
-    /// As [`Peer::has_died`], on a stream that does not block.
-    fn read_ahead(&mut self) -> bool {
+    /// As [`Peer::ended`], on a stream that does not block.
+    fn read_ahead(&mut self) -> Option<End> {
         let mut bytes = [0; 4096];
         while self.ahead.len() < AHEAD_BYTES {
             match self.reader.read(&mut bytes) {
-                // TLS has said that nothing follows; a reset after that, when the peer left without
-                // having read all we sent, is not looked at any more.
-                Ok(0) => {
+                Ok(count @ 1..) => self.ahead.extend(&bytes[..count]),
+                Err(error) if is_pause(error.kind()) => return None,
+                // TLS has said that nothing follows, or the connection was reset: perhaps only
+                // because the peer left without having read all we sent, and said so before.
+                Ok(0) | Err(_) => {
                     let start = self.ahead.len().saturating_sub(HEADER_BYTES);
-                    return !self.ahead.range(start..).eq(&GOODBYE);
+                    let mut last = [0; HEADER_BYTES];
+                    last.iter_mut().zip(self.ahead.range(start..)).for_each(|(to, b)| *to = *b);
+                    return Some(Farewell::decode(&last).map_or(End::Died, End::Left));
                 }
-                Ok(count) => self.ahead.extend(&bytes[..count]),
-                Err(error) if is_pause(error.kind()) => return false,
-                Err(_) => return true,
             }
         }
-        false
+        None
     }
 }
 
@@ -531,7 +583,10 @@ impl Link for TcpLink {
         let timeout = self.timeout;
         let peer = self.peer(to);
         encode_frame(&header, values, &mut peer.outgoing);
-        peer.send(to, sequence, timeout).map_err(|error| self.fail(error))
+        peer.send(to, sequence, timeout).map_err(|error| {
+            let error = self.cause(error);
+            self.fail(error)
+        })
     }
 
     fn receive(
@@ -551,7 +606,16 @@ impl Link for TcpLink {
             None => Err(CollectiveError::Closed { peer: from, sequence }),
         };
         self.peers[from] = peer;
-        result.map_err(|error| self.fail(error))
+        result.map_err(|error| {
+            let error = self.cause(error);
+            self.fail(error)
+        })
+    }
+
+    fn accuse(&mut self, peer: usize) {
+        if self.broken.is_none() {
+            self.fail(CollectiveError::Closed { peer, sequence: 0 });
+        }
     }
 
     fn set_timeout(&mut self, timeout: Duration) {
@@ -565,17 +629,11 @@ impl Link for TcpLink {
 
 impl Drop for TcpLink {
     fn drop(&mut self) {
-        let outboxes: Vec<_> = self.peers.iter().flatten().map(|peer| &peer.outbox).collect();
         if self.broken.is_none() && !self.is_aborted() && !thread::panicking() {
-            let deadline = deadline_after(LINGER);
-            for outbox in &outboxes {
-                // It fails only where the writer has, and then nothing can be said.
-                let _ = outbox.push(Item::Goodbye, deadline);
-            }
-            outboxes.iter().for_each(|outbox| outbox.flush(deadline));
+            self.leave(Farewell { accused: None }, LINGER);
         }
         // Also where an abort handle or a writer still holds the descriptor.
-        outboxes.iter().for_each(|outbox| outbox.close());
+        self.peers.iter().flatten().for_each(|peer| peer.outbox.close());
         for writer in self.writers.drain(..) {
             // A writer does not panic; if it did, there is nothing to do about it here.
             let _ = writer.join();

@@ -48,7 +48,12 @@ fn chaos_costs_a_pause_and_no_byte() {
         assert!(told.contains(part), "{part:?} is not in {told}");
     }
     // Whether it died within a step or between two, somebody noticed at once.
-    let noticed = ["rank 0 closed its link", "steps from rank 0 broke"];
+    let noticed = [
+        "rank 0 closed its link",
+        "has left because of rank 0",
+        "steps from rank 0 broke",
+        "rank 0 on node 2 died",
+    ];
     assert!(noticed.iter().any(|how| told.contains(how)), "{told}");
     let undisturbed = demo(&["--workers", "2"]);
     assert_eq!(shown["digest_disturbed"], undisturbed["digest"]);
