@@ -139,10 +139,14 @@ impl World<ClusterWorkload> {
         self.lead(id, Input::Report { session, report })
     }
 
-    /// A session's stream broke.
-    pub(super) fn session_closed(&mut self, id: u64, session: SessionId) -> Checked {
+    /// A session's stream broke, perhaps as that of a process that died does.
+    pub(super) fn session_closed(&mut self, id: u64, session: SessionId, died: bool) -> Checked {
         let process = self.nodes.get_mut(&id).and_then(|node| node.process.as_mut());
         let known = process.is_some_and(|process| process.duty.lines.remove(&session).is_some());
-        if known { self.lead(id, Input::Closed { session, left: false }) } else { Ok(()) }
+        match (known, died) {
+            (false, _) => Ok(()),
+            (true, true) => self.lead(id, Input::Died { session }),
+            (true, false) => self.lead(id, Input::Closed { session, left: false }),
+        }
     }
 }

@@ -56,6 +56,8 @@ pub struct Line {
     /// Its number there, once it is open.
     pub session: Option<SessionId>,
     broken: bool,
+    /// It ended as that of a process that died does.
+    dead: bool,
     last_up: u64,
     last_down: u64,
 }
@@ -261,10 +263,12 @@ impl World<ClusterWorkload> {
             }
             Work::Broken(number) => {
                 let line = self.extra.lines.remove(&number);
-                let open = line.and_then(|line| Some((line.coordinator, line.life, line.session?)));
-                let Some((coordinator, life, session)) = open else { return Ok(()) };
+                let Some(Line { coordinator, life, session: Some(session), dead, .. }) = line
+                else {
+                    return Ok(());
+                };
                 let same = self.nodes.get(&coordinator).is_some_and(|node| node.life == life);
-                if same { self.session_closed(coordinator, session) } else { Ok(()) }
+                if same { self.session_closed(coordinator, session, dead) } else { Ok(()) }
             }
         }
     }
@@ -293,10 +297,19 @@ impl World<ClusterWorkload> {
             self.missed(number, group, &holding);
         }
         if let Some(line) = line {
+            self.looks_dead(line, 3);
             self.hang_up(line);
         }
         if !self.told {
             self.own(rest, Work::Start(number));
+        }
+    }
+
+    /// Of four lines, so many end as those of processes that died do, whatever it was. Chosen by
+    /// their numbers, without a die: what else happens in a run stays as it is.
+    fn looks_dead(&mut self, number: u64, of_four: u64) {
+        if let Some(line) = self.extra.lines.get_mut(&number) {
+            line.dead = number % 4 < of_four;
         }
     }
 
@@ -420,9 +433,9 @@ impl World<ClusterWorkload> {
         (worker.began, worker.welcome) = (self.now, false);
         worker.sent.clear();
         let open = Up::Open(node, Box::new(worker.info(number)), worker.holds());
-        let (session, broken, last_up, last_down) = (None, false, 0, 0);
+        let (session, broken, dead, last_up, last_down) = (None, false, false, 0, 0);
         let worker = number;
-        let made = Line { worker, coordinator, life, session, broken, last_up, last_down };
+        let made = Line { worker, coordinator, life, session, broken, dead, last_up, last_down };
         self.extra.lines.insert(line, made);
         self.up(line, open);
     }
@@ -649,6 +662,7 @@ impl World<ClusterWorkload> {
                 if let Some(line) = self.extra.lines.get_mut(&line) {
                     line.broken = true;
                 }
+                self.looks_dead(line, 1);
                 self.own(rest / 4, Work::Broken(line));
             }
             3 => self.drain_or_not(victim),

@@ -7,9 +7,9 @@
 //! receive that has to wait looks now and then whether another peer has died, for then its frame
 //! may never come.
 //!
-//! A link that is dropped in order says goodbye ([`Farewell`]), and TLS that nothing follows, before
-//! it closes; one that ends because a peer failed says which peer. A connection that ends without
-//! either means a process that died or a link that was aborted.
+//! A link that is dropped in order says goodbye ([`Farewell`]), and TLS that nothing follows,
+//! before it closes; one that ends because a peer failed says which peer. A connection that ends
+//! without either means a process that died or a link that was aborted.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read as _, Write};
@@ -33,7 +33,6 @@ use crate::link::{
 const INLINE_BYTES: usize = 64 * 1024;
 
 /// Bytes of a large frame that are sealed and written at a time: enough to keep the socket busy,
-/// and
 /// little enough not to keep a receive from the lock for long.
 const SEAL_BYTES: usize = 64 * 1024;
 

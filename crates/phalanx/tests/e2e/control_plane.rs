@@ -109,6 +109,28 @@ impl Fleet {
         self.coordinators.push((node, started));
     }
 
+    /// Kills every process, all at once as far as that goes, and starts all of them again, each at
+    /// the cluster address it had. HTTP may be served elsewhere.
+    pub(crate) fn end_and_begin(&mut self) {
+        let listens: Vec<(u64, String)> =
+            self.coordinators.iter().map(|(node, one)| (*node, one.cluster())).collect();
+        self.coordinators.iter_mut().for_each(|(_, one)| one.kill());
+        self.workers.iter_mut().for_each(Process::kill);
+        let workers = self.workers.len();
+        (self.coordinators, self.workers) = (Vec::new(), Vec::new());
+        let addresses: Vec<String> = listens.iter().map(|(_, listen)| listen.clone()).collect();
+        for (node, listen) in &listens {
+            let name = format!("coordinator-{node}");
+            let all = addresses.join(",");
+            let started = self.ground.coordinator(&demo_model(), &name, listen, &all);
+            self.coordinators.push((*node, started));
+        }
+        for number in 1..=workers {
+            let (name, model) = (format!("worker-{number}"), demo_model());
+            self.workers.push(self.ground.worker_again(&model, &name, &addresses.join(",")));
+        }
+    }
+
     /// A change, through whoever answers; whether it was accepted.
     pub(crate) fn change(&self, args: &[&str]) -> bool {
         self.ground.operate(&self.addresses(), args).status.success()
@@ -291,22 +313,7 @@ fn a_cluster_that_was_killed_comes_back_as_it_was() {
     };
     let before = fleet.status();
     let answer = fleet.coordinators[0].1.http().complete(&long("Alas,", 20));
-    let listens: Vec<(u64, String)> =
-        fleet.coordinators.iter().map(|(node, one)| (*node, one.cluster())).collect();
-    fleet.coordinators.iter_mut().for_each(|(_, one)| one.kill());
-    fleet.workers.iter_mut().for_each(Process::kill);
-    (fleet.coordinators, fleet.workers) = (Vec::new(), Vec::new());
-    let addresses: Vec<String> = listens.iter().map(|(_, listen)| listen.clone()).collect();
-    for (node, listen) in &listens {
-        let name = format!("coordinator-{node}");
-        let started = fleet.ground.coordinator(&demo_model(), &name, listen, &addresses.join(","));
-        fleet.coordinators.push((*node, started));
-    }
-    for number in 1..=2 {
-        let name = format!("worker-{number}");
-        let worker = fleet.ground.worker_again(&demo_model(), &name, &addresses.join(","));
-        fleet.workers.push(worker);
-    }
+    fleet.end_and_begin();
     // The state comes back as it was written, with a group that nobody holds any more; its next
     // incarnation is placed as soon as the workers' new processes have joined.
     let epoch = |status: &Value| status["groups"][0]["epoch"].as_u64();

@@ -307,6 +307,19 @@ impl Http {
         Some((response.status().as_u16(), after, text))
     }
 
+    /// Status and body of a POST with an idempotency key, if it is answered at all.
+    pub(crate) fn try_post_keyed(
+        &self,
+        path: &str,
+        body: &Value,
+        key: &str,
+    ) -> Option<(u16, String)> {
+        let request = Self::agent().post(format!("{}{path}", self.base));
+        let mut response = request.header("idempotency-key", key).send_json(body).ok()?;
+        let text = response.body_mut().read_to_string().ok()?;
+        Some((response.status().as_u16(), text))
+    }
+
     /// Status and body of a POST of raw bytes.
     pub(crate) fn post_raw(&self, path: &str, body: &[u8]) -> (u16, String) {
         let request = Self::agent().post(format!("{}{path}", self.base));

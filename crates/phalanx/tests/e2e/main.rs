@@ -12,6 +12,7 @@ mod golden;
 mod harness;
 mod health;
 mod inspect;
+mod keyed;
 mod links;
 mod network;
 mod partition;

@@ -328,6 +328,39 @@ fn two_hundred_kills() {
     println!("all: {} kills hit streams, p50 {p50:?}, p99 {p99:?}", all.len());
 }
 
+/// One kill each of fresh groups: what is read again is what was lost, give or take a tenth, and
+/// much less is in nobody's hands meanwhile.
+#[test]
+#[ignore = "takes minutes"]
+fn no_more_is_read_again_than_was_lost() {
+    for (ranks, spares) in [(2, 0), (2, 1), (3, 0), (3, 1), (4, 0), (4, 1)] {
+        for rank in [0, ranks - 1] {
+            let mut ward = Ward::start(ranks, spares);
+            let read = |status: &Value| -> Vec<f64> {
+                let ranks = status["groups"][0]["ranks"].as_array().into_iter().flatten();
+                ranks.map(|rank| rank["bytes_read"].as_f64().expect("a count")).collect()
+            };
+            let lost = read(&ward.status())[rank];
+            let epoch = ward.status()["groups"][0]["epoch"].as_u64();
+            let victim = ward.holders()[rank];
+            let http = ward.http();
+            let clients = Clients::start(&http, &gold(&http), 2);
+            ward.kill(victim);
+            let mut status = Value::Null;
+            http.wait("to serve again", || {
+                status = ward.status();
+                let group = &status["groups"][0];
+                group["phase"] == "serving" && group["epoch"].as_u64() > epoch
+            });
+            let again: f64 = read(&status).iter().sum();
+            clients.end();
+            let share = again / lost;
+            println!("{ranks} ranks, {spares} spare, rank {rank}: {share:.2} of it read again");
+            assert!((0.5..=1.1).contains(&share), "{again} bytes of {lost}");
+        }
+    }
+}
+
 /// Sends a signal to a process.
 pub(crate) fn signal(process: &Process, name: &str) {
     let sent = Command::new("kill").args([name, &process.id().to_string()]).status();
