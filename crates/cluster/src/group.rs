@@ -11,6 +11,9 @@ use crate::{Epoch, GroupId};
 /// of the state.
 pub type Progress = BTreeMap<(GroupId, usize), (u64, u64)>;
 
+/// The reason of a group that forms again because that was decided, and not because it failed.
+pub const MOVED: &str = "its ranks move";
+
 /// Where a group stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {

@@ -74,11 +74,15 @@ pub fn waiting_for(state: &ClusterState, name: &str) -> Option<String> {
 /// What a deployment lacks although as many groups serve as are wished for, in words for an
 /// operator; `None` when it lacks nothing.
 pub fn degraded(state: &ClusterState, name: &str) -> Option<String> {
-    let (wish, _) = wish(state, name)?;
-    let narrow = state.groups_of(name).find(|(_, group)| narrow(group, wish));
-    narrow.map(|(id, group)| {
-        format!("group {id} serves on {} of {} ranks", group.plan.ranks.len(), wish.ranks)
-    })
+    state.groups_of(name).find_map(|(id, _)| degraded_group(state, id))
+}
+
+/// The same of one group.
+pub fn degraded_group(state: &ClusterState, id: GroupId) -> Option<String> {
+    let group = state.groups().get(&id)?;
+    let (wish, _) = wish(state, &group.deployment)?;
+    narrow(group, wish)
+        .then(|| format!("group {id} serves on {} of {} ranks", group.plan.ranks.len(), wish.ranks))
 }
 
 /// Whether the group serves with fewer ranks than are wished for.

@@ -213,14 +213,15 @@ impl Sequence {
         tracing::debug!(request, group = %lost.group, epoch = %lost.epoch, "a way is lost");
         drop(way);
         self.context.meter.lost();
-        let since = *self.since.get_or_insert_with(Instant::now);
+        self.since.get_or_insert_with(Instant::now);
         // A connection that broke is no fault of the sequence; a group that is gone may be.
         let gone = self.context.ways.settle(&lost).await;
-        if !self.lost.contains(&lost) {
+        let moved = self.context.ways.moved(&lost);
+        if !moved && !self.lost.contains(&lost) {
             self.lost.push(lost);
         }
         if self.context.ways.gone(&self.lost) >= SUSPECT {
-            self.ended += usize::from(gone && self.alone.is_some());
+            self.ended += usize::from(gone && !moved && self.alone.is_some());
             if self.ended >= GUILTY {
                 tracing::error!(
                     request = self.context.request_id,
@@ -230,8 +231,9 @@ impl Sequence {
             }
             if self.alone.is_none() {
                 tracing::warn!(request = self.context.request_id, "a request is under suspicion");
-                let until = self.context.ways.until(since);
-                self.alone = Some(self.context.ways.quarantine(until).await?);
+                self.alone = Some(self.context.ways.quarantine().await?);
+                // Its own search begins now.
+                self.since = Some(Instant::now());
             }
         }
         self.find(true).await?;

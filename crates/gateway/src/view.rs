@@ -59,6 +59,10 @@ pub(crate) trait View: Send + Sync {
     /// Whether that group serves under that epoch. Once it does not it never does again.
     fn stands(&self, route: &Route) -> bool;
 
+    /// Whether the group has left that epoch because its ranks were to move, and not because any of
+    /// them failed. Known until it serves again.
+    fn moved(&self, route: &Route) -> bool;
+
     /// A rank of the group whose node is silent, in words, if there is one.
     fn suspect(&self, route: &Route) -> Option<String>;
 
@@ -96,6 +100,12 @@ impl View for Sources {
             .groups()
             .get(&route.group)
             .is_some_and(|group| group.epoch == route.epoch && group.phase == Phase::Serving)
+    }
+
+    fn moved(&self, route: &Route) -> bool {
+        let state = self.state.borrow();
+        let group = state.groups().get(&route.group);
+        group.is_some_and(|group| group.epoch > route.epoch && group.reason == cluster::MOVED)
     }
 
     fn suspect(&self, route: &Route) -> Option<String> {

@@ -24,6 +24,9 @@ use crate::view::{NoRoute, Outlook, View};
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// So many times as patient as a search is the line of suspects.
+const LINE: u32 = 10;
+
 /// The ways to all groups.
 pub(crate) struct Ways {
     view: Box<dyn View>,
@@ -248,6 +251,11 @@ impl Ways {
         tokio::time::timeout(FIRST_PAUSE, self.falls(route)).await.is_ok()
     }
 
+    /// Whether a group left its epoch by choice: nobody is to blame for that.
+    pub(crate) fn moved(&self, route: &Route) -> bool {
+        self.view.moved(route)
+    }
+
     /// How many of these groups are gone, and not just out of reach for a while.
     pub(crate) fn gone(&self, routes: &[Route]) -> usize {
         routes.iter().filter(|route| !self.view.stands(route)).count()
@@ -258,13 +266,11 @@ impl Ways {
         since + self.patience
     }
 
-    /// Waits until no other suspect runs.
-    pub(crate) async fn quarantine(
-        &self,
-        until: Instant,
-    ) -> Result<OwnedSemaphorePermit, ApiError> {
+    /// Waits until no other suspect runs. There may be many in line, most of them innocent, and each
+    /// may be as patient as a search: who waits here is not late yet.
+    pub(crate) async fn quarantine(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         let permit = Arc::clone(&self.quarantine).acquire_owned();
-        let permit = tokio::time::timeout_at(until, permit).await;
+        let permit = tokio::time::timeout(self.patience * LINE, permit).await;
         permit.map_err(|_| ApiError::interrupted())?.map_err(|_| ApiError::interrupted())
     }
 }

@@ -182,7 +182,7 @@ impl Leader {
             .map(|e| SequenceOutput { seq: e.seq, sampled: None, prompt_logprobs: Vec::new() })
             .collect();
         let scheduler = &self.scheduler;
-        self.rank.pulse.begin(step);
+        self.rank.pulse.begin();
         let result =
             self.rank.decoder.forward(step, self.rank.collective.as_mut(), &mut |logits| {
                 read_out(scheduler, step, logits, &mut outputs[logits.entry]);

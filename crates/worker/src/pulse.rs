@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use collective::{AbortHandle, Collective, CollectiveError, Kind, Link, Membership};
 use compute::{CpuDevice, Device};
 use decoder::Place;
-use engine::Step;
 use wire::pb;
 
 use crate::rank::Failure;
@@ -17,6 +16,8 @@ use crate::rank::Failure;
 const FLOOR: Duration = Duration::from_millis(500);
 /// And so many times what is usual.
 const TIMES: f64 = 20.0;
+/// As long as nothing is usual yet.
+const UNUSUAL: Duration = Duration::from_secs(2);
 /// A step that is late, and of which nothing was seen for this long, does not get on. Others would
 /// have ended one that waits; this one computes, or its thread hangs.
 const STUCK: Duration = Duration::from_secs(10);
@@ -24,39 +25,37 @@ const STUCK: Duration = Duration::from_secs(10);
 const SAMPLES: usize = 256;
 const SAMPLES_MIN: usize = 8;
 
-/// What steps take, per token: a long prefill is no stall.
+/// What steps take. A long prefill may well be late: that is a reason to ask, and no more.
 #[derive(Debug, Default)]
 struct Pace {
-    /// Seconds per token of the last steps.
+    /// Seconds that each of the last steps took.
     samples: VecDeque<f64>,
 }
 
 impl Pace {
-    fn add(&mut self, tokens: usize, took: Duration) {
+    fn add(&mut self, took: Duration) {
         if self.samples.len() == SAMPLES {
             self.samples.pop_front();
         }
-        self.samples.push_back(took.as_secs_f64() / tokens.max(1) as f64);
+        self.samples.push_back(took.as_secs_f64());
     }
 
-    /// After how long a step of so many tokens is late: 20 times the 99th of a hundred, and half
-    /// a second at least. None while too few were seen.
-    fn limit(&self, tokens: usize) -> Option<Duration> {
+    /// After how long a step is late: 20 times the 99th of a hundred, and half a second at least;
+    /// two seconds while too few were seen.
+    fn limit(&self) -> Duration {
         if self.samples.len() < SAMPLES_MIN {
-            return None;
+            return UNUSUAL;
         }
         let mut sorted: Vec<f64> = self.samples.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
         let p99 = sorted[(sorted.len() - 1) * 99 / 100];
-        let limit = Duration::try_from_secs_f64(TIMES * p99 * tokens.max(1) as f64);
-        Some(limit.unwrap_or(Duration::MAX).max(FLOOR))
+        Duration::try_from_secs_f64(TIMES * p99).unwrap_or(Duration::MAX).max(FLOOR)
     }
 }
 
 /// A step under way.
 #[derive(Debug, Clone, Copy)]
 struct Running {
-    tokens: usize,
     since: Instant,
     /// Collectives entered so far.
     calls: usize,
@@ -135,17 +134,16 @@ impl Pulse {
         state.link = Some(link);
     }
 
-    pub(crate) fn begin(&self, step: &Step) {
-        let tokens = step.entries.iter().map(|entry| entry.tokens.len()).sum();
+    pub(crate) fn begin(&self) {
         let now = Instant::now();
-        self.lock().running = Some(Running { tokens, since: now, calls: 0, moved: now });
+        self.lock().running = Some(Running { since: now, calls: 0, moved: now });
     }
 
     /// The step is done, or failed.
     pub(crate) fn end(&self) {
         let mut state = self.lock();
-        if let Some(Running { tokens, since, .. }) = state.running.take() {
-            state.pace.add(tokens, since.elapsed());
+        if let Some(Running { since, .. }) = state.running.take() {
+            state.pace.add(since.elapsed());
         }
         state.steps += 1;
         state.stalled.clear();
@@ -178,16 +176,15 @@ impl Pulse {
     /// Whether the step under way takes longer than is usual.
     pub(crate) fn is_late(&self) -> bool {
         let state = self.lock();
-        let Some(Running { tokens, since, .. }) = state.running else { return false };
-        state.pace.limit(tokens).is_some_and(|limit| since.elapsed() > limit)
+        state.running.is_some_and(|running| running.since.elapsed() > state.pace.limit())
     }
 
     /// In words, that the step under way does not get on. A part of it may take as long as the
     /// whole may before it is late: busy is not dead.
     pub(crate) fn stuck(&self) -> Option<String> {
         let state = self.lock();
-        let Running { tokens, moved, calls, .. } = state.running?;
-        let (limit, silent) = (state.pace.limit(tokens)?.max(STUCK), moved.elapsed());
+        let Running { moved, calls, .. } = state.running?;
+        let (limit, silent) = (state.pace.limit().max(STUCK), moved.elapsed());
         (silent > limit).then(|| {
             let place = calls.checked_sub(1).map(|call| Place::of(call, state.layers).to_string());
             let place = place.unwrap_or_else(|| "beginning".to_owned());
@@ -335,40 +332,37 @@ mod tests {
         let mut pace = Pace::default();
         let ms = Duration::from_millis;
         for _ in 0..SAMPLES_MIN - 1 {
-            pace.add(1, ms(5));
+            pace.add(ms(5));
         }
-        assert_eq!(pace.limit(1), None, "nothing is usual yet");
-        pace.add(1, ms(5));
-        assert_eq!(pace.limit(1), Some(FLOOR));
-        let whole = |limit: Option<Duration>| limit.map(|limit| limit.as_millis());
-        assert_eq!(whole(pace.limit(100)), Some(10_000), "a prefill of a hundred tokens");
+        assert_eq!(pace.limit(), UNUSUAL, "nothing is usual yet");
+        pace.add(ms(5));
+        assert_eq!(pace.limit(), FLOOR);
         // What is slow for long is usual; a single slow step of many is not.
-        pace.add(1, ms(400));
-        (0..SAMPLES).for_each(|_| pace.add(1, ms(5)));
-        assert_eq!(pace.limit(1), Some(FLOOR));
-        (0..10).for_each(|_| pace.add(1, ms(100)));
-        assert_eq!(whole(pace.limit(1)), Some(2_000));
+        pace.add(ms(400));
+        (0..SAMPLES).for_each(|_| pace.add(ms(5)));
+        assert_eq!(pace.limit(), FLOOR);
+        (0..10).for_each(|_| pace.add(ms(100)));
+        assert_eq!(pace.limit().as_millis(), 2_000);
     }
 
     #[test]
     fn stuck_is_late_and_without_a_sign() {
         let pulse = Pulse::default();
-        let run = |tokens: usize, silent: u64| {
+        let run = |silent: u64| {
             let mut state = pulse.lock();
             let since = Instant::now().checked_sub(Duration::from_secs(600)).expect("an uptime");
             let moved = Instant::now().checked_sub(Duration::from_secs(silent)).expect("as well");
-            state.running = Some(Running { tokens, since, calls: 0, moved });
+            state.running = Some(Running { since, calls: 0, moved });
         };
-        run(1, 600);
-        assert_eq!(pulse.stuck(), None, "nothing is usual yet");
-        (0..SAMPLES_MIN).for_each(|_| pulse.lock().pace.add(1, Duration::from_millis(100)));
+        run(600);
         let why = pulse.stuck().expect("a step that hangs");
         assert!(why.contains("rank 0 has not advanced for 600"), "{why}");
-        run(1, 9);
+        run(9);
         assert_eq!(pulse.stuck(), None, "it is slow, and has just entered a collective");
-        run(1_000, 1_900);
-        assert_eq!(pulse.stuck(), None, "so long may a prefill of a thousand tokens take");
-        run(1_000, 2_100);
+        (0..SAMPLES_MIN).for_each(|_| pulse.lock().pace.add(Duration::from_secs(1)));
+        run(19);
+        assert_eq!(pulse.stuck(), None, "so long may a part of such steps take");
+        run(21);
         assert!(pulse.stuck().is_some());
         pulse.call();
         assert_eq!(pulse.stuck(), None, "it gets on");

@@ -280,7 +280,7 @@ pub(crate) fn follow(
     steps: &mpsc::Receiver<(Step, channel::UnboundedSender<StepDone>)>,
 ) -> Failure {
     while let Ok((step, done)) = steps.recv() {
-        rank.pulse.begin(&step);
+        rank.pulse.begin();
         let result = rank.decoder.forward(&step, rank.collective.as_mut(), &mut |_| {});
         rank.pulse.end();
         let failure = result.err().map(Failure::from);

@@ -23,8 +23,10 @@ use crate::rank::{Failure, Formation, Stop};
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a rank may take to say what it does.
 const ANSWER: Duration = Duration::from_millis(300);
-/// How often in a row a judgement must be the same before it is acted upon.
-const TWICE: usize = 2;
+/// How often in a row a judgement must be the same before it is acted upon: a rank that only
+/// computes may be late with an answer, and who is stopped or cut off is missed by its lease, too.
+const DEADLOCK: usize = 2;
+const SILENT: usize = 4;
 
 /// Another rank's way.
 struct Other {
@@ -79,7 +81,8 @@ impl Watchdog {
             self.pulse.stalls(&self.words(&own, now));
             before = if now == before.0 { (now, before.1 + 1) } else { (now, 1) };
             // Over by now: it was slow.
-            if before.1 < TWICE || self.pulse.look().steps != own.steps {
+            let enough = now.map_or(usize::MAX, Fault::times);
+            if before.1 < enough || self.pulse.look().steps != own.steps {
                 continue;
             }
             let Some(fault) = now else { continue };
@@ -150,6 +153,14 @@ enum Fault {
 }
 
 impl Fault {
+    /// How often in a row it must be found.
+    fn times(self) -> usize {
+        match self {
+            Self::Silent(_) => SILENT,
+            Self::Deadlock(_) => DEADLOCK,
+        }
+    }
+
     fn rank(self) -> usize {
         match self {
             Self::Silent(rank) | Self::Deadlock(rank) => rank,

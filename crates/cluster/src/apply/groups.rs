@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use planner::{RankPlan, ShardPlan};
 
 use super::{GROUPS_MAX, REASON_MAX};
-use crate::{ClusterState, Deployment, Epoch, Event, Group, GroupId, Phase, Rejected};
+use crate::{ClusterState, Deployment, Epoch, Event, Group, GroupId, MOVED, Phase, Rejected};
 
 impl ClusterState {
     pub(super) fn place(
@@ -34,7 +34,7 @@ impl ClusterState {
         let mut events = Vec::new();
         let (phase, ready) = (Phase::Forming, BTreeSet::new());
         if self.groups.get(&group).is_some_and(Group::live) {
-            events.push(self.fence(group, "its ranks move".to_owned()));
+            events.push(self.fence(group, MOVED.to_owned()));
         }
         // Why it has to form again is of interest until it serves.
         let reason = self.groups.remove(&group).map_or(String::new(), |known| known.reason);

@@ -29,6 +29,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long one attempt to reach an address, and one answer, may take.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
+/// Attempts in a row to which not even the peer's machine answers, after which the way to it is cut.
+/// One that only loads is reached: its port is open.
+const UNANSWERED: u32 = 3;
+
 /// Longest pause between two attempts to reach a peer.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -238,8 +242,8 @@ fn verdict(
 
 /// Connects to a lower rank, trying again until the deadline or until `stop`.
 ///
-/// `Err(Some)` is why the peer would not; final if it comes before the deadline. `Err(None)`: no
-/// answer worth telling.
+/// `Err(Some)` is why the peer would not, `Timeout` where nothing comes back from its address; final
+/// if it comes before the deadline. `Err(None)`: no answer worth telling.
 pub(super) fn dial(
     group: &Group,
     peer: usize,
@@ -250,12 +254,17 @@ pub(super) fn dial(
 ) -> Result<Secured, Option<CollectiveError>> {
     let mut pause = Duration::from_millis(2);
     let mut reason = None;
+    let mut unanswered = 0;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() || stop.load(Ordering::SeqCst) {
             return Err(reason);
         }
         let stream = TcpStream::connect_timeout(&address, left.min(ATTEMPT));
+        unanswered = if is_silence(&stream) { unanswered + 1 } else { 0 };
+        if unanswered == UNANSWERED {
+            return Err(Some(CollectiveError::Timeout { peer, sequence: 0 }));
+        }
         let answer = stream.and_then(|stream| {
             let tls = secure.dial(peer).map_err(io::Error::other)?;
             introduce(stream, tls, group, peer, deadline, stop)
@@ -283,6 +292,11 @@ pub(super) fn dial(
         thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// Whether an attempt ended without a word from the other machine.
+fn is_silence(attempt: &io::Result<TcpStream>) -> bool {
+    attempt.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
 fn refusal(group: &Group, peer: usize, step: Step, theirs: Membership) -> CollectiveError {

@@ -3,15 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster::{ClusterState, Event, Group, GroupId, Observation, Phase, Standing};
+use cluster::{ClusterState, Epoch, Event, Group, GroupId, Observation, Phase, Standing};
 use planner::NodeId;
 
 use super::Leader;
 
 /// How long a node is avoided after a rank of it failed, in milliseconds.
 const BLAME: u64 = 10_000;
-/// How long a narrow group serves before it takes in spare devices.
+/// How long a narrow group serves before it takes in spare devices; twice as long after each time
+/// that it could not form with them, up to eight doublings.
 const SETTLE: u64 = 5_000;
+const SETBACKS: u32 = 8;
 
 /// Soft state about repairs.
 #[derive(Debug, Default)]
@@ -20,6 +22,8 @@ pub(super) struct Repairs {
     narrow: BTreeMap<GroupId, u64>,
     /// By serving group: since when.
     serving: BTreeMap<GroupId, u64>,
+    /// By group: how often in a row it could not form.
+    setbacks: BTreeMap<GroupId, u32>,
     /// By node: until when it is avoided.
     avoid: BTreeMap<NodeId, u64>,
 }
@@ -33,6 +37,7 @@ impl Leader {
         let phase = |group: &GroupId| cluster.groups().get(group).map(|group| group.phase);
         repairs.narrow.retain(|group, _| phase(group) == Some(Phase::Repairing));
         repairs.serving.retain(|group, _| phase(group) == Some(Phase::Serving));
+        repairs.setbacks.retain(|group, _| phase(group).is_some_and(|one| one != Phase::Retired));
         for (&id, group) in cluster.groups() {
             // What happened before this leader led is as if it happened now.
             if group.phase == Phase::Repairing {
@@ -43,7 +48,11 @@ impl Leader {
         }
         let paused = self.pauses.iter().filter(|(_, pause)| pause.until > now);
         let narrow = repairs.narrow.iter().filter(|(_, from)| **from <= now);
-        let settled = repairs.serving.iter().filter(|(_, since)| **since + SETTLE <= now);
+        let setbacks = |group| repairs.setbacks.get(group).map_or(0, |times| *times);
+        let settled = repairs
+            .serving
+            .iter()
+            .filter(|(group, since)| **since + (SETTLE << setbacks(group).min(SETBACKS)) <= now);
         Observation {
             paused: paused.map(|(&group, _)| group).collect(),
             // What is placed on a node that has not come to this leader yet would wait for it.
@@ -83,6 +92,9 @@ impl Leader {
                 }
                 Event::GroupServing { group, .. } => {
                     self.repairs.serving.insert(*group, self.now);
+                    if cluster::degraded_group(cluster, *group).is_none() {
+                        self.repairs.setbacks.remove(group);
+                    }
                 }
                 _ => {}
             }
@@ -122,6 +134,10 @@ impl Leader {
     ) {
         if !group.nodes().iter().all(|node| self.there(cluster, *node)) {
             return;
+        }
+        if group.phase != Phase::Serving && group.epoch > Epoch::FIRST {
+            let times = self.repairs.setbacks.entry(id).or_default();
+            *times = times.saturating_add(1);
         }
         let at_fault = group.plan.ranks.get(blames.unwrap_or(rank));
         if let Some(planned) = at_fault {

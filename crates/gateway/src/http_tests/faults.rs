@@ -245,7 +245,7 @@ async fn shutdown_lets_open_answers_end_for_a_while() {
 async fn tokenising_is_bounded_and_its_panics_stay_inside() {
     let mut config = config();
     config.limits.tokenizing = 1;
-    let view = FixedView(Arc::new(Mutex::new(nothing("nothing is placed", Outlook::Wished))));
+    let view = FixedView::new(nothing("nothing is placed", Outlook::Wished));
     let gateway = Gateway::new(config, Box::new(view), well(), coordinator()).expect("starts");
     let gateway = Arc::new(gateway);
     let (release, held) = std::sync::mpsc::channel::<()>();

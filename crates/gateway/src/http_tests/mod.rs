@@ -9,6 +9,7 @@ mod refusals;
 mod repairs;
 mod streams;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -51,11 +52,15 @@ fn config() -> GatewayConfig {
     }
 }
 
-/// A view that a test sets.
+/// A view that a test sets; and whether what falls falls by choice.
 #[derive(Clone)]
-struct FixedView(Arc<Mutex<Result<Route, NoRoute>>>);
+struct FixedView(Arc<Mutex<Result<Route, NoRoute>>>, Arc<AtomicBool>);
 
 impl FixedView {
+    fn new(now: Result<Route, NoRoute>) -> Self {
+        Self(Arc::new(Mutex::new(now)), Arc::default())
+    }
+
     fn set(&self, to: Result<Route, NoRoute>) {
         *self.0.lock().expect("not poisoned") = to;
     }
@@ -88,6 +93,10 @@ impl View for FixedView {
 
     fn stands(&self, route: &Route) -> bool {
         self.get().is_ok_and(|now| (now.group, now.epoch) == (route.group, route.epoch))
+    }
+
+    fn moved(&self, _: &Route) -> bool {
+        self.1.load(Ordering::SeqCst)
     }
 
     fn suspect(&self, _: &Route) -> Option<String> {
@@ -160,7 +169,7 @@ impl Server {
     }
 
     async fn living(rule: Rule, config: GatewayConfig, vitals: crate::life::Vitals) -> Self {
-        let view = FixedView(Arc::new(Mutex::new(nothing("it starts", Outlook::Wished))));
+        let view = FixedView::new(nothing("it starts", Outlook::Wished));
         let leader = FakeLeader::start(rule, view.clone()).await;
         view.set(Ok(route_to(&leader.address)));
         let socket = TcpSocket::new_v4().expect("a socket");

@@ -167,6 +167,21 @@ async fn a_request_that_ends_its_groups_is_answered_and_others_are_not_hurt() {
 }
 
 #[tokio::test]
+async fn ranks_that_move_are_nobodys_fault() {
+    let bad = Server::start(Rule::default()).await.ids("!").await[0];
+    let rule = Rule { poison: Some((bad, 4)), ..Rule::default() };
+    let server = Server::start(rule).await;
+    server.view.1.store(true, Ordering::SeqCst);
+    let body = json!({"model": "demo", "prompt": "! x", "max_tokens": 9});
+    let answer = server.post("/v1/completions", &body).await;
+    // It never gets a token here and gives up in the end, as everybody's patience does.
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert!(!answer.text().contains("request_quarantined"), "{}", answer.text());
+    let attempts = server.leader.seen().iter().filter(|one| one.prompt[0] == bad).count();
+    assert!(attempts > 4, "{attempts} attempts");
+}
+
+#[tokio::test]
 async fn requests_wait_for_a_group_that_is_repaired_but_not_for_ever() {
     let server = Server::start(Rule::default()).await;
     let body = json!({"model": "demo", "prompt": "abc", "max_tokens": 3});

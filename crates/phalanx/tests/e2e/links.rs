@@ -159,6 +159,32 @@ fn a_worker_that_is_cut_off_in_the_middle_of_streams_costs_a_pause() {
     });
 }
 
+/// Two workers that never reach each other, and nobody else: one of them serves. That it tries
+/// both again, now and then, and in vain, costs pauses and no error.
+#[test]
+fn a_link_that_stays_dead_is_lived_with() {
+    let test = "links::a_link_that_stays_dead_is_lived_with";
+    network::inside(test, &[], || {
+        let web = Web::start(2, 0);
+        let http = web.http();
+        let gold = gold(&http);
+        let clients = Clients::start(&http, &gold, 3);
+        get_on(&http, &clients, 2, "to begin");
+        let [one, other] = [0, 1].map(|worker| &web.workers[worker].host);
+        one.deaf_to(other);
+        other.deaf_to(one);
+        let epoch = || web.status()["groups"][0]["epoch"].as_u64().expect("an epoch");
+        // It goes on alone, tries both, and goes on alone again.
+        http.wait("to try again", || epoch() >= 4 || clients.broken());
+        get_on(&http, &clients, 6, "to go on alone");
+        assert_eq!(web.holders().len(), 1);
+        web.heal();
+        let (answers, gaps) = clients.end();
+        let longest = gaps.iter().map(|(from, to)| *to - *from).max();
+        println!("{answers} answers, the longest gap {longest:?}");
+    });
+}
+
 #[test]
 fn a_link_that_flaps_never_stops_the_cluster_for_good() {
     let test = "links::a_link_that_flaps_never_stops_the_cluster_for_good";
