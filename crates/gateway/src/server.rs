@@ -29,8 +29,9 @@ const ACCEPT_ERRORS: u32 = 100;
 
 /// Places above the limit for connections that are about to give way.
 const SPARE: usize = 64;
-/// Refusals that are told at once; further ones are connections closed without a word.
-const REFUSALS: usize = 64;
+/// Refusals that are told at once; further ones are connections closed without a word. Health is
+/// asked for among them.
+const REFUSALS: usize = 512;
 /// How long a refused connection may take to read why.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
 
