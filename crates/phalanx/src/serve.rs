@@ -68,8 +68,7 @@ pub(crate) async fn run(args: args::Serve) -> anyhow::Result<()> {
         Announcement { http: Some(http.local_addr()?), cluster: cluster.local_addr()? };
     process::announce(supervised, &announcement)?;
     tracing::info!(identity = %ours.join(OPERATOR_FILE).display(), "for phalanx status");
-    let models = vec![config::model(&model)];
-    let deployment = Some(deployment);
+    let (models, deployment) = (vec![config::model(&model)], Some(deployment));
     let vitals = worker.vitals.clone();
     let roles = Roles { http, cluster, models, deployment, gateway, control, tls, ca, vitals };
     let serving = coordinator::serve(roles, shutdown.clone());

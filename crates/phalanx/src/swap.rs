@@ -149,15 +149,8 @@ async fn bring_up(
 ) -> anyhow::Result<()> {
     let known = standing(status, &args.to);
     let wish = match known.and_then(|one| one.deployment.clone()) {
-        Some(known) => {
-            let asked = args.model.is_some() || args.ranks.is_some() || args.replicas.is_some();
-            ensure!(
-                !asked && args.nodes.is_empty(),
-                "{} is deployed; `phalanx deploy` changes it",
-                args.to
-            );
-            wire::wish_from_wire(known)?
-        }
+        // Given again, the command finds what it has deployed.
+        Some(known) => as_asked(wire::wish_from_wire(known)?, status, args)?,
         None => successor(status, args)?,
     };
     if let Some(missing) = operator.room(&wish).await? {
@@ -190,23 +183,38 @@ async fn bring_up(
     steps.say("serves", &format!("{} serves", args.to))
 }
 
+/// A deployment that stands, if it is as the command says.
+fn as_asked(
+    known: Deployment,
+    status: &pb::StatusReply,
+    args: &args::Swap,
+) -> anyhow::Result<Deployment> {
+    let model = args.model.as_ref().map(|model| find_model(status, model)).transpose()?;
+    let same = model.is_none_or(|model| model.digest == known.digest)
+        && args.ranks.is_none_or(|ranks| ranks == known.ranks)
+        && args.replicas.is_none_or(|replicas| replicas == known.replicas)
+        && (args.nodes.is_empty() || nodes(status, args)? == known.nodes);
+    ensure!(same, "{} is deployed otherwise; `phalanx deploy` changes it", args.to);
+    Ok(known)
+}
+
+fn nodes(status: &pb::StatusReply, args: &args::Swap) -> anyhow::Result<BTreeSet<NodeId>> {
+    args.nodes.iter().map(|node| find(status, node)).collect()
+}
+
 /// A deployment with the options of the one that the alias means.
 fn successor(status: &pb::StatusReply, args: &args::Swap) -> anyhow::Result<Deployment> {
     let model = find_model(status, args.model.as_ref().unwrap_or(&args.to))?;
     let meant = &meaning(status, &args.alias)?.deployment;
     let now = standing(status, meant).and_then(|one| one.deployment.clone());
     let now = wire::wish_from_wire(now.with_context(|| format!("{meant} is not deployed"))?)?;
-    let mut nodes = BTreeSet::<NodeId>::new();
-    for node in &args.nodes {
-        nodes.insert(find(status, node)?);
-    }
     let most = usize::try_from(model.context).context("the model's context")?;
     Ok(Deployment {
         name: args.to.clone(),
         digest: model.digest.clone(),
         ranks: args.ranks.unwrap_or(now.ranks),
         replicas: args.replicas.unwrap_or(now.replicas),
-        nodes: if args.nodes.is_empty() { now.nodes } else { nodes },
+        nodes: if args.nodes.is_empty() { now.nodes } else { nodes(status, args)? },
         context: now.context.min(most),
         ..now
     })

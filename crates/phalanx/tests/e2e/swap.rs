@@ -318,12 +318,14 @@ fn watched(town: &Town, args: &[&str]) -> (Value, Seen) {
     let began = Instant::now();
     let done = town.swap(args);
     let ended = Instant::now();
-    let steps = done["steps"].as_array().into_iter().flatten();
-    let mut switch = steps.filter(|step| step["step"] == "switched");
     let seconds = |value: &Value| Duration::from_secs_f64(value.as_f64().expect("seconds"));
-    let at = seconds(&switch.next().expect("a switch")["seconds"]);
-    // The change is decided before it is said, and the command takes a moment to begin.
-    let switched = [began, ended - (seconds(&done["seconds"]).saturating_sub(at))];
+    let at = |name: &str| {
+        let mut steps = done["steps"].as_array().into_iter().flatten();
+        seconds(&steps.find(|step| step["step"] == name).expect("that step")["seconds"])
+    };
+    // The command's own clock starts a moment after ours, and stops a moment before.
+    let after = seconds(&done["seconds"]).saturating_sub(at("switched"));
+    let switched = [began + at("serves"), ended - after];
     (done, Seen { began, ended, switched })
 }
 
@@ -331,21 +333,24 @@ fn watched(town: &Town, args: &[&str]) -> (Value, Seen) {
 /// one's; and at no gateway does the old one answer after the new one has.
 fn check(got: &[Got], seen: &Seen, [old, new]: [usize; 2], (from, to): (Instant, Instant)) {
     let within: Vec<&Got> = got.iter().filter(|g| from <= g.began && g.began < to).collect();
-    assert!(within.iter().any(|g| g.model == old) && within.iter().any(|g| g.model == new));
     for g in &within {
         assert!(g.began > seen.began || g.model == old, "new before the swap: {g:?}");
         assert!(g.began < seen.ended || g.model == new, "old after the swap: {g:?}");
-        let after =
-            |one: &&&Got| one.gateway == g.gateway && one.model == new && one.ended <= g.began;
-        assert!(g.model == new || within.iter().find(after).is_none(), "back to the old: {g:?}");
+        let follows =
+            |one: &&Got| one.gateway == g.gateway && one.model == new && one.ended <= g.began;
+        let back = g.model == old && within.iter().copied().any(|one| follows(&one));
+        assert!(!back, "the old one's after the new one's: {g:?}");
     }
-    let [_, latest] = seen.switched;
-    let over = |g: &&&Got| g.model == old && g.began < seen.began && g.ended > latest;
+    let [earliest, latest] = seen.switched;
+    let over = within.iter().filter(|g| g.began < earliest && g.ended > latest);
+    let over: Vec<_> = over.collect();
     println!(
-        "{} answers, {} of them over the whole switch",
+        "{} answers, {} of them begun before the switch and ended after",
         within.len(),
-        within.iter().filter(over).count()
+        over.len()
     );
+    assert!(!over.is_empty() && over.iter().all(|g| g.model == old), "{over:?}");
+    assert!(within.iter().any(|g| g.model == new), "no answer of the new one");
 }
 
 #[test]
@@ -403,7 +408,10 @@ fn a_swap_without_room_says_what_is_missing_and_changes_nothing() {
     assert!(errors.contains("ranks"), "{errors}");
     let errors = town.refused(&["swap", "else", "--to", "next"]);
     assert!(errors.contains("else is no alias"), "{errors}");
-    assert_eq!(town.status()["revision"], before["revision"], "something was changed");
+    let after = town.status();
+    for part in ["deployments", "aliases", "models"] {
+        assert_eq!(after[part], before[part], "something was changed");
+    }
     // Nor can what clients use be taken away under them.
     let errors = town.refused(&["undeploy", "one"]);
     assert!(errors.contains("the alias chat points at one"), "{errors}");
@@ -416,7 +424,9 @@ fn a_swap_that_was_interrupted_goes_on_where_it_was() {
     town.run(&["alias", ALIAS, "--to", "one"]);
     // As if the command had ended once the new one was deployed.
     town.run(&["deploy", "next"]);
-    let done = town.swap(&["--to", "next"]);
+    let errors = town.refused(&["swap", ALIAS, "--to", "next", "--model", "demo"]);
+    assert!(errors.contains("next is deployed otherwise"), "{errors}");
+    let done = town.swap(&["--to", "next", "--model", "next", "--ranks", "1"]);
     assert_eq!(steps(&done), ["room", "serves", "switched", "draining", "rested", "freed"]);
     // As if it had ended after the switch.
     town.deploy("one", "demo", 1);
