@@ -21,6 +21,8 @@ pub(crate) const TOKENS_MAX: usize = 1024;
 pub(crate) const MODELS_MAX: usize = 64;
 /// Most deployments.
 pub(crate) const DEPLOYMENTS_MAX: usize = 64;
+/// Most names beside those of deployments.
+pub(crate) const ALIASES_MAX: usize = 64;
 /// Most groups of all deployments together that shall serve.
 pub(crate) const GROUPS_MAX: usize = 256;
 /// Most bytes of a reason; longer ones are cut.
@@ -80,6 +82,9 @@ impl ClusterState {
             Command::ForgetModel { digest } => self.forget_model(digest),
             Command::Deploy(deployment) => self.deploy(deployment),
             Command::Undeploy { name } => self.undeploy(name),
+            Command::DrainDeployment { name } => self.drain_deployment(name),
+            Command::Point { alias, deployment } => self.point(alias, deployment),
+            Command::Unpoint { alias } => self.unpoint(alias),
             Command::Place { group, deployment, epoch, plan } => {
                 self.place(group, deployment, epoch, plan)
             }

@@ -43,6 +43,16 @@ impl Model {
     }
 }
 
+/// What a name means that clients use beside those of deployments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alias {
+    /// The deployment that it means.
+    pub deployment: String,
+    /// The one that it meant before, as long as that is deployed: a swap that was interrupted
+    /// knows by it what is left to be drained.
+    pub before: Option<String>,
+}
+
 /// The wish that a model be served, with its options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deployment {

@@ -113,6 +113,23 @@ pub enum Command {
         /// The deployment.
         name: String,
     },
+    /// No new request goes to it; what it has begun goes on. Deploying it again takes that back.
+    DrainDeployment {
+        /// The deployment.
+        name: String,
+    },
+    /// A name that clients use means this deployment from now on.
+    Point {
+        /// The name.
+        alias: String,
+        /// The deployment.
+        deployment: String,
+    },
+    /// The name means nothing any more.
+    Unpoint {
+        /// The name.
+        alias: String,
+    },
     /// Form a group's next incarnation by this finished plan; one that lives is replaced by it.
     Place {
         /// The group, or one of the next numbers.
@@ -232,6 +249,25 @@ pub enum Event {
     Undeployed {
         /// The deployment.
         name: String,
+    },
+    /// A deployment gets no new requests, or gets them again.
+    DeploymentDraining {
+        /// The deployment.
+        name: String,
+        /// Which of the two.
+        draining: bool,
+    },
+    /// A name means a deployment.
+    AliasPointed {
+        /// The name.
+        alias: String,
+        /// The deployment.
+        deployment: String,
+    },
+    /// A name means nothing any more.
+    AliasRemoved {
+        /// The name.
+        alias: String,
     },
     /// A group's ranks shall load.
     GroupPlaced {

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use planner::NodeId;
 
 use crate::apply::{
-    DEPLOYMENTS_MAX, GROUPS_MAX, LEFT_KEPT, MODELS_MAX, NODES_MAX, RETIRED_KEPT, TOKENS_MAX,
+    ALIASES_MAX, DEPLOYMENTS_MAX, GROUPS_MAX, LEFT_KEPT, MODELS_MAX, NODES_MAX, RETIRED_KEPT,
+    TOKENS_MAX,
 };
 use crate::{ClusterState, Epoch, Group, GroupId, Phase, Standing};
 
@@ -56,6 +57,12 @@ pub enum IntegrityError {
         /// What is missing.
         needed: String,
     },
+    /// An alias that means what is not deployed or gets no requests, or has a deployment's name.
+    #[error("the alias {alias} contradicts the deployments")]
+    Alias {
+        /// The alias.
+        alias: String,
+    },
     /// A number was given that is greater than the greatest, or none at all.
     #[error("a number is in use that was never given")]
     Order,
@@ -98,6 +105,7 @@ impl ClusterState {
                 return Err(IntegrityError::Dangling { needed });
             }
         }
+        self.check_names()?;
         if self.outcomes.sound() { Ok(()) } else { Err(IntegrityError::Outcomes) }
     }
 
@@ -135,6 +143,22 @@ impl ClusterState {
         Ok(())
     }
 
+    fn check_names(&self) -> Result<(), IntegrityError> {
+        let deployed = |name: &String| self.deployments.contains_key(name);
+        if let Some(name) = self.draining.iter().find(|name| !deployed(name)) {
+            return Err(IntegrityError::Dangling { needed: name.clone() });
+        }
+        for (alias, meant) in &self.aliases {
+            let served = deployed(&meant.deployment) && !self.draining.contains(&meant.deployment);
+            let before = meant.before.as_ref();
+            let kept = before.is_none_or(|before| deployed(before) && *before != meant.deployment);
+            if deployed(alias) || !served || !kept {
+                return Err(IntegrityError::Alias { alias: alias.clone() });
+            }
+        }
+        Ok(())
+    }
+
     fn check_order(&self) -> Result<(), IntegrityError> {
         let groups = self.groups.iter().all(|(id, group)| {
             (1..=self.last_group.0).contains(&id.0) && group.epoch >= Epoch::FIRST
@@ -156,6 +180,7 @@ impl ClusterState {
             ("tokens", self.tokens.len(), TOKENS_MAX),
             ("models", self.models.len(), MODELS_MAX),
             ("deployments", self.deployments.len(), DEPLOYMENTS_MAX),
+            ("aliases", self.aliases.len(), ALIASES_MAX),
         ] {
             if kept > limit {
                 return Err(IntegrityError::Unbounded { what, kept, limit });

@@ -27,7 +27,7 @@ mod rejected;
 mod snapshot;
 mod state;
 
-pub use catalog::{Deployment, Model};
+pub use catalog::{Alias, Deployment, Model};
 pub use command::{Command, Event, Proposal};
 pub use fields::{BadField, check_address};
 pub use group::{Group, MOVED, Phase, Progress, Route};
@@ -36,7 +36,7 @@ pub use integrity::IntegrityError;
 pub use node::{Coordinator, Node, NodeInfo, Role, Standing, Token};
 pub use outcome::{Done, Outcome, Refusal};
 pub use planner::NodeId;
-pub use reconcile::{Observation, degraded, degraded_group, reconcile, waiting_for};
+pub use reconcile::{Observation, degraded, degraded_group, lacking, reconcile, waiting_for};
 pub use rejected::{Code, Rejected};
 pub use snapshot::{RestoreError, Snapshot};
 pub use state::ClusterState;

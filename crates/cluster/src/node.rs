@@ -1,5 +1,6 @@
 //! Nodes: who was let in, what it said of itself, and where it stands.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use planner::DeviceSpec;
@@ -9,6 +10,8 @@ use crate::{BadField, TokenId};
 
 /// Most devices of one node.
 const DEVICES_MAX: usize = 64;
+/// Most models of one node.
+const HELD_MAX: usize = 16;
 
 /// What a node was let in for. Its certificate says the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,6 +72,8 @@ pub struct Coordinator {
     pub cluster_address: String,
     /// `host:port` of its API for clients.
     pub http_address: String,
+    /// blake3 of each model whose text files it has: it can turn their texts into tokens.
+    pub model_digests: BTreeSet<String>,
 }
 
 /// What is known of a join token that was used.
@@ -98,8 +103,8 @@ pub struct NodeInfo {
     pub collective_addresses: Vec<String>,
     /// What it offers; each device can be one rank.
     pub devices: Vec<DeviceSpec>,
-    /// blake3 of its model directory.
-    pub model_digest: String,
+    /// blake3 of each of its model directories: a rank of it can be of any of them.
+    pub model_digests: BTreeSet<String>,
     /// Kernel class of its processor.
     pub kernel_class: String,
     /// Release of its binary.
@@ -154,7 +159,9 @@ impl Coordinator {
     /// [`BadField`] names the first field that is wrong.
     pub fn check(&self) -> Result<(), BadField> {
         check_address("cluster_address", &self.cluster_address)?;
-        check_address("http_address", &self.http_address)
+        check_address("http_address", &self.http_address)?;
+        // Written before they said so, there are none.
+        held(&self.model_digests)
     }
 }
 
@@ -167,7 +174,10 @@ impl NodeInfo {
         text("name", &self.name)?;
         text("kernel_class", &self.kernel_class)?;
         text("version", &self.version)?;
-        hexadecimal("model_digest", &self.model_digest)?;
+        if self.model_digests.is_empty() {
+            return Err(bad("model_digests", "must hold at least one"));
+        }
+        held(&self.model_digests)?;
         check_address("worker_address", &self.worker_address)?;
         if self.devices.is_empty() || self.devices.len() > DEVICES_MAX {
             return Err(bad("devices", "must hold 1 to 64 devices"));
@@ -186,12 +196,24 @@ impl NodeInfo {
         Ok(())
     }
 
+    /// Its digests in a line, for refusals.
+    pub(crate) fn models_line(&self) -> String {
+        self.model_digests.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+    }
+
     /// An address that both claim.
     pub(crate) fn shared_address<'a>(&'a self, other: &NodeInfo) -> Option<&'a String> {
         let same = Some(&self.worker_address).filter(|one| **one == other.worker_address);
         let taken = |one: &&String| other.collective_addresses.contains(one);
         same.or_else(|| self.collective_addresses.iter().find(taken))
     }
+}
+
+fn held(digests: &BTreeSet<String>) -> Result<(), BadField> {
+    if digests.len() > HELD_MAX {
+        return Err(bad("model_digests", "must hold at most 16"));
+    }
+    digests.iter().try_for_each(|digest| hexadecimal("model_digests", digest))
 }
 
 impl fmt::Display for Role {

@@ -42,14 +42,7 @@ impl Observation {
 ///
 /// Spare devices stay idle until a group needs them.
 pub fn reconcile(state: &ClusterState, seen: &Observation) -> Vec<Command> {
-    let (next, commands) = (state.last_group, Vec::new());
-    let mut work = Work { room: Room::new(state, seen), seen, next, commands };
-    work.retire_surplus();
-    work.repair();
-    work.relocate();
-    work.widen();
-    work.grow();
-    work.commands
+    Work::done(state, seen).commands
 }
 
 /// Why a deployment is not served as wished, in words for an operator; `None` when it is.
@@ -83,6 +76,44 @@ pub fn degraded_group(state: &ClusterState, id: GroupId) -> Option<String> {
     let (wish, _) = wish(state, &group.deployment)?;
     narrow(group, wish)
         .then(|| format!("group {id} serves on {} of {} ranks", group.plan.ranks.len(), wish.ranks))
+}
+
+/// What is missing for a deployment to be served as wished beside everything that is there, in
+/// words for an operator; `None` where nothing is. Changes nothing.
+pub fn lacking(state: &ClusterState, wish: &Deployment) -> Option<String> {
+    let mut then = state.clone();
+    if let Err(why) = then.apply(then.index() + 1, Command::Deploy(wish.clone())) {
+        return Some(why.to_string());
+    }
+    let mut coordinators = then.coordinators();
+    if let Some((node, _)) = coordinators.find(|(_, at)| !at.model_digests.contains(&wish.digest)) {
+        return Some(format!("the coordinator of node {} does not have the model", node.0));
+    }
+    let model = then.models().get(&wish.digest)?;
+    let seen = Observation::default();
+    let work = Work::done(&then, &seen);
+    let ours = |command: &&Command| {
+        let new = |group| !then.groups().contains_key(group);
+        matches!(command, Command::Place { group, deployment, .. }
+            if *deployment == wish.name && new(group))
+    };
+    let there = then.groups_of(&wish.name).count() + work.commands.iter().filter(ours).count();
+    if there >= wish.replicas {
+        return None;
+    }
+    let free = work.room.free(wish).values().map(Vec::len).sum::<usize>();
+    let why = match work.room.plan(wish, model, wish.ranks) {
+        // Something else is to be moved first.
+        Ok(_) => "its devices are not free yet".to_owned(),
+        Err(_) if free < wish.ranks => {
+            format!("{free} of {} devices with the model are free", wish.ranks)
+        }
+        Err(error) => error.to_string(),
+    };
+    Some(match there {
+        0 => why,
+        _ => format!("there is room for {there} of {} groups; {why}", wish.replicas),
+    })
 }
 
 /// Whether the group serves with fewer ranks than are wished for.
@@ -126,7 +157,19 @@ struct Work<'a> {
     commands: Vec<Command>,
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    /// All that is to be done.
+    fn done(state: &'a ClusterState, seen: &'a Observation) -> Self {
+        let (next, commands) = (state.last_group, Vec::new());
+        let mut work = Self { room: Room::new(state, seen), seen, next, commands };
+        work.retire_surplus();
+        work.repair();
+        work.relocate();
+        work.widen();
+        work.grow();
+        work
+    }
+
     fn retire_surplus(&mut self) {
         let state = self.room.state;
         for (name, wish) in state.deployments() {
@@ -266,10 +309,11 @@ impl<'a> Room<'a> {
 
     fn free(&self, wish: &Deployment) -> Free {
         let open = self.state.nodes().iter().filter(|(id, node)| {
-            let holds = |digest: &str| node.info.as_ref().is_some_and(|i| i.model_digest == digest);
+            let info = node.info.as_ref();
+            let holds = info.is_some_and(|info| info.model_digests.contains(&wish.digest));
             let avoided = self.avoiding && self.seen.avoid.contains(id);
             let there = node.open() && self.seen.reaches(**id) && !avoided;
-            there && wish.allows(**id) && holds(&wish.digest)
+            there && wish.allows(**id) && holds
         });
         let free = open.map(|(&id, node)| {
             let devices = node.devices().iter().cloned().enumerate();

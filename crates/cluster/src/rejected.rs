@@ -188,6 +188,34 @@ pub enum Rejected {
         /// Its name.
         name: String,
     },
+    /// A name means one thing.
+    #[error("{name} is the name of {by}")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Whose it is.
+        by: &'static str,
+    },
+    /// An alias means the deployment: requests under that name would have nowhere to go.
+    #[error("the alias {alias} points at {deployment}")]
+    PointedAt {
+        /// The deployment.
+        deployment: String,
+        /// The alias.
+        alias: String,
+    },
+    /// The deployment gets no new requests.
+    #[error("{deployment} is being drained")]
+    Draining {
+        /// The deployment.
+        deployment: String,
+    },
+    /// No alias has that name.
+    #[error("no alias has the name {alias}")]
+    UnknownAlias {
+        /// The name.
+        alias: String,
+    },
     /// Nothing of that name is deployed.
     #[error("{name} is not deployed")]
     NotDeployed {
@@ -321,10 +349,12 @@ impl Rejected {
             Self::UnknownNode { .. }
             | Self::UnknownModel { .. }
             | Self::NotDeployed { .. }
+            | Self::UnknownAlias { .. }
             | Self::UnknownGroup { .. } => Code::Unknown,
             Self::Founded
             | Self::AddressTaken { .. }
             | Self::OtherModel { .. }
+            | Self::NameTaken { .. }
             | Self::AlreadyDeployed { .. } => Code::Exists,
             Self::NotFounded
             | Self::StaleIndex { .. }
@@ -333,6 +363,8 @@ impl Rejected {
             | Self::WrongIncarnation { .. }
             | Self::LastCoordinator { .. }
             | Self::ModelInUse { .. }
+            | Self::PointedAt { .. }
+            | Self::Draining { .. }
             | Self::WrongGroup { .. }
             | Self::OtherDeployment { .. }
             | Self::EnoughReplicas { .. }

@@ -9,8 +9,8 @@ use crate::apply::REASON_MAX;
 use crate::fields::{bad, text};
 use crate::outcome::Outcomes;
 use crate::{
-    BadField, ClusterState, Deployment, Group, GroupId, IntegrityError, Model, Node, Outcome,
-    Phase, RequestId, Token, TokenId,
+    Alias, BadField, ClusterState, Deployment, Group, GroupId, IntegrityError, Model, Node,
+    Outcome, Phase, RequestId, Token, TokenId,
 };
 
 /// Numbers beyond this are none that counting could have reached; below it, counting on is safe.
@@ -34,6 +34,10 @@ pub struct Snapshot {
     pub models: Vec<Model>,
     /// What shall be served.
     pub deployments: Vec<Deployment>,
+    /// Names of those that get no new requests.
+    pub draining: Vec<String>,
+    /// Further names, and what they mean.
+    pub aliases: Vec<(String, Alias)>,
     /// Nodes by number.
     pub nodes: Vec<(NodeId, Node)>,
     /// Used tokens.
@@ -75,6 +79,8 @@ impl ClusterState {
             last_group: self.last_group,
             models: self.models.values().cloned().collect(),
             deployments: self.deployments.values().cloned().collect(),
+            draining: self.draining.iter().cloned().collect(),
+            aliases: self.aliases.iter().map(|(n, meant)| (n.clone(), meant.clone())).collect(),
             nodes: self.nodes.iter().map(|(&id, node)| (id, node.clone())).collect(),
             tokens: self.tokens.iter().map(|(&id, token)| (id, token.clone())).collect(),
             groups: self.groups.iter().map(|(&id, group)| (id, group.clone())).collect(),
@@ -105,6 +111,9 @@ impl ClusterState {
         state.models = ascending("models", models)?;
         let wishes = snapshot.deployments.into_iter().map(|one| (one.name.clone(), one));
         state.deployments = ascending("deployments", wishes)?;
+        let draining = snapshot.draining.into_iter().map(|name| (name, ()));
+        state.draining = ascending("draining deployments", draining)?.into_keys().collect();
+        state.aliases = ascending("aliases", snapshot.aliases.into_iter())?;
         state.nodes = ascending("nodes", snapshot.nodes.into_iter())?;
         state.tokens = ascending("tokens", snapshot.tokens.into_iter())?;
         state.groups = ascending("groups", snapshot.groups.into_iter())?;
@@ -132,6 +141,7 @@ impl ClusterState {
                 wish.check(&model.spec)?;
             }
         }
+        self.aliases.keys().try_for_each(|alias| text("alias", alias))?;
         for node in self.nodes.values() {
             node.check()?;
             if node.incarnation > NUMBER_MAX {

@@ -6,7 +6,7 @@ use planner::NodeId;
 
 use crate::outcome::Outcomes;
 use crate::{
-    Coordinator, Deployment, Group, GroupId, Model, Node, Outcome, Phase, RequestId, Route,
+    Alias, Coordinator, Deployment, Group, GroupId, Model, Node, Outcome, Phase, RequestId, Route,
     Standing, Token, TokenId,
 };
 
@@ -17,6 +17,10 @@ pub struct ClusterState {
     pub(crate) models: BTreeMap<String, Model>,
     /// By name.
     pub(crate) deployments: BTreeMap<String, Deployment>,
+    /// Deployments that get no new requests.
+    pub(crate) draining: BTreeSet<String>,
+    /// By the name that clients use.
+    pub(crate) aliases: BTreeMap<String, Alias>,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     pub(crate) tokens: BTreeMap<TokenId, Token>,
     pub(crate) groups: BTreeMap<GroupId, Group>,
@@ -47,6 +51,16 @@ impl ClusterState {
     /// What shall be served, by name.
     pub fn deployments(&self) -> &BTreeMap<String, Deployment> {
         &self.deployments
+    }
+
+    /// Deployments that get no new requests, until they are undeployed or deployed again.
+    pub fn draining(&self) -> &BTreeSet<String> {
+        &self.draining
+    }
+
+    /// Names that clients use beside those of deployments. None is also a deployment's.
+    pub fn aliases(&self) -> &BTreeMap<String, Alias> {
+        &self.aliases
     }
 
     /// Nodes by number: all that may come back and some that left lately.

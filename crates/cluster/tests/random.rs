@@ -57,7 +57,8 @@ fn node_command() -> impl Strategy<Value = Command> {
         1 => (1u64..9).prop_map(|node| Command::Leave { node: NodeId(node) }),
         1 => (1u64..9).prop_map(|node| {
             let (cluster_address, http_address) = ("a:1".to_owned(), "a:2".to_owned());
-            let at = Coordinator { cluster_address, http_address };
+            let model_digests = std::collections::BTreeSet::new();
+            let at = Coordinator { cluster_address, http_address, model_digests };
             Command::SetCoordinator { node: NodeId(node), at }
         }),
         1 => Just(Command::Found { name: "first".to_owned() }),
@@ -90,6 +91,12 @@ fn act() -> impl Strategy<Value = Act> {
         4 => group_command(),
         4 => wish().prop_map(Command::Deploy),
         1 => any::<bool>().prop_map(move |other| Command::Undeploy { name: name(other) }),
+        1 => any::<bool>().prop_map(move |other| Command::DrainDeployment { name: name(other) }),
+        1 => (any::<bool>(), any::<bool>()).prop_map(move |(alias, other)| {
+            let alias = if alias { "chat" } else { "other" }.to_owned();
+            Command::Point { alias, deployment: name(other) }
+        }),
+        1 => Just(Command::Unpoint { alias: "chat".to_owned() }),
         1 => Just(Command::RegisterModel(model())),
         1 => Just(Command::ForgetModel { digest: "abc123".to_owned() }),
         1 => Just(Command::RotateCertificates),

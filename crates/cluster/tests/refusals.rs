@@ -34,7 +34,7 @@ fn another_digest_is_named() {
     let mut state = joined(2, 1);
     apply(&mut state, enrol(1, 9, Role::Worker, "w2")).unwrap();
     let mut info = node(2, 1);
-    info.model_digest = "def456".to_owned();
+    info.model_digests = BTreeSet::from(["def456".to_owned()]);
     let (expected, got) = ("abc123".to_owned(), "def456".to_owned());
     let rejected = refuse(&mut state, Command::Join { node: NodeId(2), info });
     assert_eq!(rejected, Rejected::WrongDigest { expected, got });
@@ -45,7 +45,7 @@ fn another_digest_is_named() {
     apply(&mut state, Command::RegisterModel(other)).unwrap();
     apply(&mut state, enrol(1, 9, Role::Worker, "w3")).unwrap();
     let mut info = node(3, 1);
-    info.model_digest = "def456".to_owned();
+    info.model_digests = BTreeSet::from(["def456".to_owned()]);
     apply(&mut state, Command::Join { node: NodeId(3), info }).unwrap();
     let rejected = refuse(&mut state, place(1, 1, &[1, 3]));
     assert!(matches!(rejected, Rejected::WrongDigest { .. }), "{rejected}");
@@ -211,6 +211,7 @@ fn a_node_is_what_its_certificate_says() {
     let at = |cluster_address: &str| Coordinator {
         cluster_address: cluster_address.to_owned(),
         http_address: "h:80".to_owned(),
+        model_digests: BTreeSet::new(),
     };
     let set = |node, at| Command::SetCoordinator { node: NodeId(node), at };
     let rejected = refuse(&mut state, set(2, at("h:81")));

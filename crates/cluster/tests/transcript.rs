@@ -72,7 +72,9 @@ fn node_command(verb: &str, words: &Words<'_>) -> Option<Command> {
         "reached" => {
             let host = words.0[1];
             let cluster_address = format!("{host}:8100");
-            let at = Coordinator { cluster_address, http_address: format!("{host}:8000") };
+            let http_address = format!("{host}:8000");
+            let model_digests = BTreeSet::new();
+            let at = Coordinator { cluster_address, http_address, model_digests };
             Command::SetCoordinator { node: words.node(), at }
         }
         "rotate" => Command::RotateCertificates,
@@ -92,6 +94,12 @@ fn wish_command(verb: &str, words: &Words<'_>) -> Option<Command> {
             Command::Deploy(cluster::Deployment { name, replicas, nodes, ..deployment(ranks) })
         }
         "undeploy" => Command::Undeploy { name: words.0[0].to_owned() },
+        "quiet" => Command::DrainDeployment { name: words.0[0].to_owned() },
+        "point" => {
+            let (alias, deployment) = (words.0[0].to_owned(), words.0[1].to_owned());
+            Command::Point { alias, deployment }
+        }
+        "unpoint" => Command::Unpoint { alias: words.0[0].to_owned() },
         _ => return None,
     })
 }
@@ -188,6 +196,7 @@ story!(drain);
 story!(deployments);
 story!(membership);
 story!(requests);
+story!(aliases);
 
 #[test]
 fn a_node_of_the_script_is_the_worker_of_its_number() {

@@ -50,6 +50,11 @@ impl Control {
         self.node
     }
 
+    /// Who this coordinator is.
+    pub(crate) fn tls(&self) -> &Tls {
+        &self.tls
+    }
+
     /// The state as applied here, after every change; only the newest is kept.
     pub fn view(&self) -> watch::Receiver<Arc<ClusterState>> {
         self.view.clone()

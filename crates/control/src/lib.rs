@@ -18,6 +18,7 @@ mod authority;
 mod client;
 mod driver;
 pub mod leader;
+mod load;
 mod machine;
 mod peers;
 pub mod replica;

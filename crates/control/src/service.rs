@@ -20,6 +20,7 @@ use crate::authority::Authority;
 use crate::client::{Control, address_of, outcome_to_wire};
 use crate::driver::{Closing, Event, NotWritten};
 use crate::leader::SessionId;
+use crate::load;
 use crate::replica::ProposeError;
 
 /// How long a change or a read may take.
@@ -132,7 +133,25 @@ impl Coordinator for Service {
         request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusReply>, Status> {
         looker(&transport::peer(&request)?)?;
-        self.status_now(request.get_ref().local).await.map(Response::new)
+        let pb::StatusRequest { local, load } = request.into_inner();
+        let mut status = self.status_now(local).await?;
+        if load {
+            load::ask(&self.control, &mut status).await;
+        }
+        Ok(Response::new(status))
+    }
+
+    async fn room(
+        &self,
+        request: Request<pb::RoomRequest>,
+    ) -> Result<Response<pb::RoomReply>, Status> {
+        looker(&transport::peer(&request)?)?;
+        let wish = request.into_inner().deployment;
+        let wish = wish.ok_or_else(|| Status::invalid_argument("deployment is missing"))?;
+        let wish = wire::wish_from_wire(wish)?;
+        let state = self.control.read(PATIENCE).await.map_err(|why| not_written(&why))?;
+        let missing = cluster::lacking(&state, &wish).unwrap_or_default();
+        Ok(Response::new(pb::RoomReply { missing }))
     }
 
     async fn watch(
@@ -328,6 +347,9 @@ fn may_change(peer: &Peer, command: &Command) -> Result<(), Status> {
             | Command::ForgetModel { .. }
             | Command::Deploy(_)
             | Command::Undeploy { .. }
+            | Command::DrainDeployment { .. }
+            | Command::Point { .. }
+            | Command::Unpoint { .. }
             | Command::RotateCertificates
     );
     let coordinators =

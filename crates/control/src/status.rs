@@ -1,7 +1,9 @@
 //! What an operator sees: the state, how far ranks have loaded, how consensus stands.
 
+use std::collections::BTreeSet;
+
 use cluster::{
-    ClusterState, Deployment, Group, GroupId, Node, Phase, Progress, degraded, waiting_for,
+    Alias, ClusterState, Deployment, Group, GroupId, Node, Phase, Progress, degraded, waiting_for,
 };
 use planner::NodeId;
 use wire::pb;
@@ -34,11 +36,23 @@ pub(crate) fn reply(
         control: Some(control_status(state, replica)),
         current: false,
         generation: state.generation(),
+        aliases: state.aliases().iter().map(|(name, meant)| alias_status(name, meant)).collect(),
+    }
+}
+
+fn alias_status(name: &str, meant: &Alias) -> pb::AliasStatus {
+    pb::AliasStatus {
+        name: name.to_owned(),
+        deployment: meant.deployment.clone(),
+        before: meant.before.clone().unwrap_or_default(),
     }
 }
 
 fn node_status(id: NodeId, node: &Node) -> pb::NodeStatus {
     let (info, at) = (node.info.as_ref(), node.coordinator.as_ref());
+    let worker = info.into_iter().flat_map(|info| &info.model_digests);
+    let gateway = at.into_iter().flat_map(|at| &at.model_digests);
+    let models: BTreeSet<&String> = worker.chain(gateway).collect();
     pb::NodeStatus {
         node: id.0,
         name: node.name.clone(),
@@ -51,6 +65,7 @@ fn node_status(id: NodeId, node: &Node) -> pb::NodeStatus {
         version: info.map(|info| info.version.clone()).unwrap_or_default(),
         cluster_address: at.map(|at| at.cluster_address.clone()).unwrap_or_default(),
         http_address: at.map(|at| at.http_address.clone()).unwrap_or_default(),
+        model_digests: models.into_iter().cloned().collect(),
     }
 }
 
@@ -62,6 +77,7 @@ fn deployment_status(state: &ClusterState, deployment: &Deployment) -> pb::Deplo
         serving: u32::try_from(serving).unwrap_or(u32::MAX),
         waiting_for: waiting_for(state, &deployment.name).unwrap_or_default(),
         degraded: degraded(state, &deployment.name).unwrap_or_default(),
+        draining: state.draining().contains(&deployment.name),
     }
 }
 
@@ -83,6 +99,7 @@ fn group_status(id: GroupId, group: &Group, progress: &Progress) -> pb::GroupSta
         progress: ranks.collect(),
         reason: group.reason.clone(),
         deployment: group.deployment.clone(),
+        load: None,
     }
 }
 

@@ -109,7 +109,7 @@ async fn a_session_that_broke_is_resumed_with_what_the_worker_holds() {
 async fn refusals_name_the_cause_and_the_coordinator_goes_on() {
     let coordinator = coordinator(1).await;
     let who = coordinator.worker().await;
-    let other = cluster::NodeInfo { model_digest: "def456".to_owned(), ..info(1) };
+    let other = cluster::NodeInfo { model_digests: ["def456".to_owned()].into(), ..info(1) };
     let join = |info| Report::Join(info, Vec::new()).to_wire();
     let (code, text) = coordinator.refused(&who, join(other)).await;
     assert_eq!(code, Code::FailedPrecondition);
@@ -142,9 +142,11 @@ async fn each_call_is_for_those_whose_it_is() {
     let drain = || change(Command::Drain { node: NodeId(2) });
     for stranger in [&worker, &token] {
         let mut client = coordinator.client(stranger).await;
-        let status = pb::StatusRequest { local: true };
+        let status = pb::StatusRequest { local: true, load: false };
         assert_eq!(client.status(status).await.unwrap_err().code(), Code::PermissionDenied);
         assert_eq!(client.change(drain()).await.unwrap_err().code(), Code::PermissionDenied);
+        let room = pb::RoomRequest::default();
+        assert_eq!(client.room(room).await.unwrap_err().code(), Code::PermissionDenied);
         let transfer = pb::TransferRequest { node: 0, forwarded: false };
         assert_eq!(client.transfer(transfer).await.unwrap_err().code(), Code::PermissionDenied);
         let watched = client.watch(pb::WatchRequest { after: 0 }).await;
@@ -226,6 +228,32 @@ async fn a_watcher_sees_every_later_revision() {
         assert!(status.revision > last);
         last = status.revision;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn room_is_looked_for_and_nothing_is_changed() {
+    let coordinator = coordinator(1).await;
+    let mut worker = coordinator.join(1).await;
+    let form = worker.form().await;
+    worker.ready(&form).await;
+    coordinator.until(|state| state.route("tiny").is_some()).await;
+    let mut client = coordinator.client(&coordinator.operator()).await;
+    let before = coordinator.status().await;
+    let room = async |client: &mut pb::coordinator_client::CoordinatorClient<_>, name: &str| {
+        let wish = cluster::Deployment { name: name.to_owned(), ..deployment(1) };
+        let deployment = Some(wire::deployment_to_wire(&wish));
+        client.room(pb::RoomRequest { deployment }).await.unwrap().into_inner().missing
+    };
+    assert_eq!(room(&mut client, "tiny").await, "");
+    assert_eq!(room(&mut client, "next").await, "0 of 1 devices with the model are free");
+    let _second = coordinator.join(2).await;
+    assert_eq!(room(&mut client, "next").await, "");
+    assert_eq!(coordinator.status().await.deployments, before.deployments);
+    let nothing = client.room(pb::RoomRequest::default()).await.unwrap_err();
+    assert_eq!(nothing.code(), Code::InvalidArgument);
+    // This leader is none, and has no counts to tell: nothing is known of its load.
+    let status = client.status(pb::StatusRequest { local: false, load: true }).await.unwrap();
+    assert_eq!(status.into_inner().groups[0].load, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

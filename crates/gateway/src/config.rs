@@ -5,13 +5,24 @@ use std::time::Duration;
 /// Everything [`crate::serve`] needs beside its listener and the cluster's view.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
-    /// Names that requests may use; the first is the deployment's own and the one listed.
+    /// Names that requests may use; the first is the own deployment's and the one listed. What
+    /// the cluster knows a name as comes before them.
     pub served_names: Vec<String>,
-    /// blake3 of the model directory: further deployments of this model are served by their names.
+    /// The models whose deployments are served, by their names and aliases; at least one, and the
+    /// first one is that of the own deployment.
+    pub models: Vec<ServedModel>,
+    /// What one request may ask for.
+    pub limits: RequestLimits,
+}
+
+/// A model as a gateway knows it.
+#[derive(Debug, Clone)]
+pub struct ServedModel {
+    /// blake3 of the model directory.
     pub digest: String,
     /// The tokenizer and what belongs to it, as read from the model directory.
     pub files: ModelFiles,
-    /// Most tokens of prompt and answer together.
+    /// Most tokens of prompt and answer together, where no deployment says.
     pub context: usize,
     /// Size of the model's vocabulary; token ids in requests must lie below it.
     pub vocab: usize,
@@ -20,8 +31,6 @@ pub struct GatewayConfig {
     pub bos: Option<u32>,
     /// Ids that end an answer unless the request says `ignore_eos`.
     pub eos: Vec<u32>,
-    /// What one request may ask for.
-    pub limits: RequestLimits,
 }
 
 /// Contents of the files beside the weights. Untrusted: nothing in them is executed but the
@@ -120,6 +129,9 @@ pub enum GatewayError {
     /// No name to serve under.
     #[error("the list of served model names is empty")]
     NoName,
+    /// No model to serve.
+    #[error("the list of served models is empty")]
+    NoModel,
     /// `tokenizer.json` cannot be used.
     #[error("tokenizer.json cannot be used: {reason}")]
     Tokenizer {

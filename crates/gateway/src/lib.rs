@@ -1,7 +1,7 @@
 //! HTTP in, tokens out: the OpenAI-compatible gateway.
 //!
 //! ```text
-//! routes ─> api (parse, check) ─> tokenizer, template ─> generate ─> way ─> leader
+//! routes ─> api (parse, check) ─> face (tokenizer, template) ─> generate ─> way ─> leader
 //!                                                            │
 //! client <─ stream (SSE, or whole) <─ stop <─ detokenizer <──┘
 //! ```
@@ -9,6 +9,10 @@
 //! request becomes sequences; each sequence is one gRPC stream to the leader of the group that
 //! serves (`way`), and keeps its token log. When the group is lost the sequence goes on from there
 //! in the next one, with the same bytes: its client sees a pause.
+//!
+//! A gateway has a `face` for each of its models. The name in a request is looked up once, at its
+//! start: an alias means a deployment, that is of a model, and its face is the request's from then
+//! on, whatever the alias means later.
 //!
 //! Decisions worth knowing: unknown request fields are refused by name rather than ignored; raw
 //! completions prompts may hold control tokens, texts in chats never become any; parameters that a
@@ -25,6 +29,7 @@ mod defaults;
 mod detokenizer;
 mod dialect;
 mod error;
+mod face;
 mod gateway;
 mod generate;
 mod generators;
@@ -59,7 +64,7 @@ use std::sync::Arc;
 use identity::Tls;
 use tokio::net::TcpListener;
 
-pub use config::{GatewayConfig, GatewayError, ModelFiles, RequestLimits};
+pub use config::{GatewayConfig, GatewayError, ModelFiles, RequestLimits, ServedModel};
 pub use life::Vitals;
 pub use rehearse::{try_template, try_tokenizer};
 pub use view::Sources;

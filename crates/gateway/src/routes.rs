@@ -20,17 +20,19 @@ use uuid::Uuid;
 
 use crate::api::chat::{ChatRequest, ChatWriter};
 use crate::api::completions::{CompletionsRequest, CompletionsWriter};
-use crate::api::fields::Prompt;
+use crate::api::fields::{Fields, Prompt};
 use crate::api::models;
-use crate::api::options::{Options, Rules};
+use crate::api::options::Options;
 use crate::api::shape::{Identity, Usage};
 use crate::api::tokens::{DetokenizeRequest, Input, TokenizeRequest};
 use crate::clock::unix_seconds;
 use crate::detokenizer::Detokenizer;
 use crate::error::ApiError;
+use crate::face::Meant;
 use crate::gateway::{Gateway, kib};
 use crate::idempotency::{Key, Part, Ticket};
 use crate::stream::{Writer, collect, respond};
+use crate::view::Named;
 
 type Shared = State<Arc<Gateway>>;
 type Answer = Result<Response, ApiError>;
@@ -184,17 +186,20 @@ async fn gather(gateway: &Gateway, body: Body) -> Result<(Bytes, Room), ApiError
     Ok((bytes.freeze(), room))
 }
 
+/// The card of a model.
+fn card(gateway: &Gateway, name: &str) -> Result<Value, ApiError> {
+    let Named { deployment, context, .. } = gateway.meant(name)?.named;
+    Ok(models::card(name, &deployment, gateway.created, context))
+}
+
 async fn list_models(State(gateway): Shared) -> Json<Value> {
-    let config = &gateway.config;
-    Json(models::list(&gateway.names(), gateway.created, config.context))
+    let names = gateway.names();
+    Json(models::list(names.iter().filter_map(|name| card(&gateway, name).ok()).collect()))
 }
 
 async fn one_model(State(gateway): Shared, id: Result<Path<String>, PathRejection>) -> Answer {
     let Path(id) = id.map_err(|_| ApiError::no_model())?;
-    gateway.check_model(&id)?;
-    let config = &gateway.config;
-    let root = config.served_names.first().map_or("", String::as_str);
-    Ok(Json(models::card(&id, root, gateway.created, config.context)).into_response())
+    Ok(Json(card(&gateway, &id)?).into_response())
 }
 
 fn identity(prefix: &str, id: &RequestId, options: &Options) -> Identity {
@@ -205,9 +210,27 @@ fn identity(prefix: &str, id: &RequestId, options: &Options) -> Identity {
     }
 }
 
-/// What a request is checked against; with a key it is drawn from the same seed each time.
-fn rules<'a>(gateway: &'a Gateway, key: Option<&Key>, body: &[u8]) -> Rules<'a> {
-    Rules { seed: key.map(|key| key.seed(body)), ..gateway.rules() }
+/// The fields of a request to generate, and what the model that it names means. `batch`: most
+/// prompts of a list.
+fn begin(
+    gateway: &Gateway,
+    body: &[u8],
+    batch: usize,
+) -> Result<(Fields, String, Meant), ApiError> {
+    let mut fields = Fields::parse(body, batch)?;
+    let model = fields.text("model")?.ok_or_else(|| ApiError::missing("model"))?;
+    let meant = gateway.meant(&model)?.fresh()?;
+    Ok((fields, model, meant))
+}
+
+/// The same of a request that only needs the model's tokenizer, and need not name it.
+fn begin_text(gateway: &Gateway, body: &[u8], batch: usize) -> Result<(Fields, Meant), ApiError> {
+    let mut fields = Fields::parse(body, batch)?;
+    let meant = match fields.text("model")? {
+        Some(model) => gateway.meant(&model)?,
+        None => gateway.default(),
+    };
+    Ok((fields, meant))
 }
 
 /// Where a request with a key is to be answered whole: the right to answer it, or what was said
@@ -244,26 +267,29 @@ async fn completions(
 ) -> Answer {
     let key = Key::read(request.headers())?;
     let (body, room) = read_body(&gateway, request).await?;
-    let request = CompletionsRequest::parse(&body, &rules(&gateway, key.as_ref(), &body))?;
-    gateway.check_model(&request.options.model)?;
+    let limits = &gateway.config.limits;
+    let (fields, model, meant) = begin(&gateway, &body, limits.batch)?;
+    // With a key it is drawn from the same seed each time.
+    let rules = meant.rules(limits, key.as_ref().map(|key| key.seed(&body)));
+    let request = CompletionsRequest::take(fields, model, &rules)?;
     let ticket = match first(&gateway, key, ("/v1/completions", &body), &request.options).await? {
         Ok(ticket) => ticket,
         Err(again) => return Ok(again),
     };
     drop(body);
-    let ids = gateway.prompt_ids(request.prompts.clone(), request.add_special).await?;
+    let ids = meant.prompt_ids(&gateway, request.prompts.clone(), request.add_special).await?;
     drop(room);
-    let jobs = gateway.completion_jobs(&request, &ids)?;
+    let jobs = meant.completion_jobs(&request, &ids)?;
     let options = &request.options;
     let prompts = jobs.iter().map(|job| Arc::clone(&ids[job.index / options.choices])).collect();
     let writer = CompletionsWriter {
         identity: identity("cmpl", &id, options),
-        tokenizer: Arc::clone(&gateway.tokenizer),
+        tokenizer: Arc::clone(&meant.face.tokenizer),
         as_ids: options.tokens_as_ids,
         logprobs: request.logprobs.is_some(),
         prompt_ids: options.return_ids.then_some(prompts),
     };
-    let sequences = gateway.open(&options.model, &id.0, jobs).await?;
+    let sequences = gateway.open(&meant, &id.0, jobs).await?;
     let prompt = ids.iter().map(|ids| ids.len()).sum();
     if let Some(stream) = options.stream {
         return Ok(respond(Writer::Completions(writer), sequences, stream, prompt));
@@ -280,26 +306,28 @@ async fn chat(
 ) -> Answer {
     let key = Key::read(request.headers())?;
     let (body, room) = read_body(&gateway, request).await?;
-    let request = ChatRequest::parse(&body, &rules(&gateway, key.as_ref(), &body))?;
-    gateway.check_model(&request.options.model)?;
+    let (fields, model, meant) = begin(&gateway, &body, 0)?;
+    let seed = key.as_ref().map(|key| key.seed(&body));
+    let rules = meant.rules(&gateway.config.limits, seed);
+    let request = ChatRequest::take(fields, model, &rules)?;
     let path = "/v1/chat/completions";
     let ticket = match first(&gateway, key, (path, &body), &request.options).await? {
         Ok(ticket) => ticket,
         Err(again) => return Ok(again),
     };
     drop(body);
-    let ids = gateway.chat_ids(request.conversation.clone()).await?;
+    let ids = meant.chat_ids(&gateway, request.conversation.clone()).await?;
     drop(room);
-    let jobs = gateway.chat_jobs(&request, &ids)?;
+    let jobs = meant.chat_jobs(&request, &ids)?;
     let options = &request.options;
     let writer = ChatWriter {
         identity: identity("chatcmpl", &id, options),
-        tokenizer: Arc::clone(&gateway.tokenizer),
+        tokenizer: Arc::clone(&meant.face.tokenizer),
         as_ids: options.tokens_as_ids,
         logprobs: request.logprobs.is_some(),
         prompt_ids: options.return_ids.then(|| Arc::clone(&ids)),
     };
-    let sequences = gateway.open(&options.model, &id.0, jobs).await?;
+    let sequences = gateway.open(&meant, &id.0, jobs).await?;
     let prompt = ids.len();
     if let Some(stream) = options.stream {
         return Ok(respond(Writer::Chat(writer), sequences, stream, prompt));
@@ -311,18 +339,18 @@ async fn chat(
 
 async fn tokenize(State(gateway): Shared, request: Request) -> Answer {
     let (body, room) = read_body(&gateway, request).await?;
-    let mut request = TokenizeRequest::parse(&body, &gateway.rules())?;
+    let (fields, meant) = begin_text(&gateway, &body, 1)?;
+    let mut request = TokenizeRequest::take(fields, &meant.rules(&gateway.config.limits, None))?;
     drop(body);
-    request.model.as_deref().map_or(Ok(()), |model| gateway.check_model(model))?;
     let empty = Input::Text { text: String::new(), add_special: false };
     let ids = match std::mem::replace(&mut request.input, empty) {
-        Input::Chat(chat) => gateway.chat_ids(chat).await?,
+        Input::Chat(chat) => meant.chat_ids(&gateway, chat).await?,
         Input::Text { text, add_special } => {
-            let ids = gateway.prompt_ids(vec![Prompt::Text(text)], add_special).await?;
+            let ids = meant.prompt_ids(&gateway, vec![Prompt::Text(text)], add_special).await?;
             ids.into_iter().next().unwrap_or_default()
         }
     };
-    let (tokenizer, context) = (Arc::clone(&gateway.tokenizer), gateway.config.context);
+    let (tokenizer, context) = (Arc::clone(&meant.face.tokenizer), meant.named.context);
     // Writing down many tokens takes as long as counting them.
     let answer = move || Ok(request.answer(&ids, &tokenizer, context).to_string());
     let answer = gateway.tokenizing(answer).await?;
@@ -332,9 +360,9 @@ async fn tokenize(State(gateway): Shared, request: Request) -> Answer {
 
 async fn detokenize(State(gateway): Shared, request: Request) -> Answer {
     let (body, room) = read_body(&gateway, request).await?;
-    let request = DetokenizeRequest::parse(&body, &gateway.rules())?;
-    request.model.as_deref().map_or(Ok(()), |model| gateway.check_model(model))?;
-    let tokenizer = Arc::clone(&gateway.tokenizer);
+    let (fields, meant) = begin_text(&gateway, &body, 0)?;
+    let request = DetokenizeRequest::take(fields, &meant.rules(&gateway.config.limits, None))?;
+    let tokenizer = Arc::clone(&meant.face.tokenizer);
     let answer = move || {
         let text = Detokenizer::all(&tokenizer, &request.ids, false);
         Ok(json!({"prompt": text}).to_string())

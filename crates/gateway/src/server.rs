@@ -29,8 +29,8 @@ const ACCEPT_ERRORS: u32 = 100;
 
 /// Places above the limit for connections that are about to give way.
 const SPARE: usize = 64;
-/// Refusals that are told at once; further ones are connections closed without a word. Health is
-/// asked for among them.
+/// Refusals that are told at once. Further connections wait to be accepted, each for a moment:
+/// nobody is turned away without a word, and health is asked for among them.
 const REFUSALS: usize = 512;
 /// How long a refused connection may take to read why.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
@@ -61,7 +61,7 @@ pub(crate) async fn run(
                 continue;
             }
             Some(_) = refusals.join_next(), if !refusals.is_empty() => continue,
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept(), if refusals.len() < REFUSALS => accepted,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -78,9 +78,7 @@ pub(crate) async fn run(
         let limit = limits.connections.max(1);
         let full = connections.len() >= limit + SPARE;
         if full || (seats.taken() >= limit && !seats.give_way()) {
-            if refusals.len() < REFUSALS {
-                refusals.spawn(refuse(stream, router.clone(), closed.clone()));
-            }
+            refusals.spawn(refuse(stream, router.clone(), closed.clone()));
             continue;
         }
         let (number, seat) = seats.take();

@@ -37,6 +37,18 @@ pub(crate) struct NoRoute {
     pub(crate) outlook: Outlook,
 }
 
+/// What a name in a request means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) deployment: String,
+    /// Of the deployment's model.
+    pub(crate) digest: String,
+    /// Longest prompt plus answer, in tokens.
+    pub(crate) context: usize,
+    /// It gets no new requests.
+    pub(crate) draining: bool,
+}
+
 /// Whether waiting for a group makes sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outlook {
@@ -53,8 +65,11 @@ pub(crate) trait View: Send + Sync {
     /// The groups that serve a deployment, at least one, or why none does.
     fn routes(&self, deployment: &str) -> Result<Vec<Route>, NoRoute>;
 
-    /// The deployments of a model.
-    fn deployments(&self, digest: &str) -> Vec<String>;
+    /// What an alias or the name of a deployment means.
+    fn meant(&self, name: &str) -> Option<Named>;
+
+    /// Every name that means something: aliases first.
+    fn names(&self) -> Vec<String>;
 
     /// Whether that group serves under that epoch. Once it does not it never does again.
     fn stands(&self, route: &Route) -> bool;
@@ -88,10 +103,21 @@ impl View for Sources {
         Ok(routes)
     }
 
-    fn deployments(&self, digest: &str) -> Vec<String> {
+    fn meant(&self, name: &str) -> Option<Named> {
         let state = self.state.borrow();
-        let mine = state.deployments().values().filter(|one| one.digest == digest);
-        mine.map(|one| one.name.clone()).collect()
+        let name = state.aliases().get(name).map_or(name, |meant| &meant.deployment);
+        let wish = state.deployments().get(name)?;
+        Some(Named {
+            deployment: wish.name.clone(),
+            digest: wish.digest.clone(),
+            context: wish.context,
+            draining: state.draining().contains(name),
+        })
+    }
+
+    fn names(&self) -> Vec<String> {
+        let state = self.state.borrow();
+        state.aliases().keys().chain(state.deployments().keys()).cloned().collect()
     }
 
     fn stands(&self, route: &Route) -> bool {

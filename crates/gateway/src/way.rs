@@ -266,8 +266,8 @@ impl Ways {
         since + self.patience
     }
 
-    /// Waits until no other suspect runs. There may be many in line, most of them innocent, and each
-    /// may be as patient as a search: who waits here is not late yet.
+    /// Waits until no other suspect runs. There may be many in line, most of them innocent, and
+    /// each may be as patient as a search: who waits here is not late yet.
     pub(crate) async fn quarantine(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         let permit = Arc::clone(&self.quarantine).acquire_owned();
         let permit = tokio::time::timeout(self.patience * LINE, permit).await;

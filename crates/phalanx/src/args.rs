@@ -73,6 +73,10 @@ pub(crate) enum Command {
     Deploy(DeployCommand),
     /// Serve a deployment no longer.
     Undeploy(Undeploy),
+    /// List names that clients use beside those of deployments, or say what one means.
+    Alias(Alias),
+    /// Replace what an alias means, without a failed request: load, switch, drain, free.
+    Swap(Swap),
     /// Move a node's ranks elsewhere and give it no new ones.
     Drain(Drain),
     /// Replace certificates.
@@ -277,9 +281,10 @@ pub(crate) struct Patience {
 
 #[derive(Debug, Group)]
 pub(crate) struct Coordinator {
-    /// Model directory or GGUF file that this coordinator's gateway serves; the workers hold it,
-    /// too.
-    pub(crate) directory: PathBuf,
+    /// Model directories or GGUF files whose deployments this coordinator's gateway serves; workers
+    /// hold them, too. The first is meant by the options below and where a request names none.
+    #[arg(required = true, value_name = "DIR")]
+    pub(crate) directories: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) http: Http,
     /// Address that other nodes and operators reach this coordinator at.
@@ -294,8 +299,8 @@ pub(crate) struct Coordinator {
     /// Name in tables. Default: coordinator-PORT.
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Deploy the model on so many ranks, unless it is deployed already. Without it nothing is
-    /// deployed; see `phalanx deploy`.
+    /// Deploy the first model on so many ranks, unless it is deployed already; also when it was
+    /// undeployed before this start. Without it nothing is deployed; see `phalanx deploy`.
     #[arg(long, visible_alias = "tensor-parallel-size")]
     pub(crate) ranks: Option<usize>,
     #[command(flatten)]
@@ -308,8 +313,10 @@ pub(crate) struct Coordinator {
 
 #[derive(Debug, Group)]
 pub(crate) struct Worker {
-    /// Model directory or GGUF file, with the same content as the coordinators'.
-    pub(crate) directory: PathBuf,
+    /// Model directories or GGUF files, with the same content as the coordinators'. A rank is of
+    /// one of them at a time.
+    #[arg(required = true, value_name = "DIR")]
+    pub(crate) directories: Vec<PathBuf>,
     /// Coordinators; one that answers is enough, the others are found through it.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8100", value_delimiter = ',')]
     #[arg(value_parser = crate::config::address, env = "PHALANX_COORDINATORS")]
@@ -484,6 +491,58 @@ pub(crate) struct DeployCommand {
 pub(crate) struct Undeploy {
     /// The deployment.
     pub(crate) name: String,
+    /// Let what runs come to its end first: at once no new request goes there.
+    #[arg(long)]
+    pub(crate) drain: bool,
+    /// How long that may take; what still runs then ends with an error.
+    #[arg(long, default_value = "10m", value_name = "TIME", value_parser = crate::config::time)]
+    #[arg(requires = "drain")]
+    pub(crate) timeout: std::time::Duration,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Alias {
+    /// The name that clients use.
+    pub(crate) name: Option<String>,
+    /// The deployment that it means from now on. What runs stays where it is.
+    #[arg(long, value_name = "DEPLOYMENT", requires = "name")]
+    pub(crate) to: Option<String>,
+    /// It means nothing any more.
+    #[arg(long, requires = "name", conflicts_with = "to")]
+    pub(crate) remove: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+/// The steps: is there room for the new deployment beside the old one, else nothing is changed;
+/// deploy it; wait until it serves; switch the alias; drain the old one; undeploy it. Run again
+/// after an interruption it goes on where it was.
+#[derive(Debug, Group)]
+pub(crate) struct Swap {
+    /// The name that clients use, as `phalanx alias` made it.
+    pub(crate) alias: String,
+    /// The deployment that it shall mean. Where there is none of that name it is made: with the
+    /// options of the one that the alias means now.
+    #[arg(long, value_name = "DEPLOYMENT")]
+    pub(crate) to: String,
+    /// The new deployment's model: its name or the first digits of its digest, as `phalanx models`
+    /// lists them. Default: the one of the deployment's name.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Ranks of each replica, if others than now. For other options use `phalanx deploy` first.
+    #[arg(long, visible_alias = "tensor-parallel-size")]
+    pub(crate) ranks: Option<usize>,
+    /// Groups that serve it, if others than now.
+    #[arg(long, value_name = "N")]
+    pub(crate) replicas: Option<usize>,
+    /// Nodes that may hold its ranks, by number or name, if others than now.
+    #[arg(long, value_name = "NODE", value_delimiter = ',')]
+    pub(crate) nodes: Vec<String>,
+    /// How long the new one may take to load, and then the old one to come to rest.
+    #[arg(long, default_value = "10m", value_name = "TIME", value_parser = crate::config::time)]
+    pub(crate) timeout: std::time::Duration,
     #[command(flatten)]
     pub(crate) reach: Reach,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use cluster::{Deployment, Model};
 use control::leader::Timing;
-use gateway::{GatewayConfig, RequestLimits};
+use gateway::{GatewayConfig, RequestLimits, ServedModel};
 use model::ComputeType;
 
 use crate::args::{Compute, Deploy, Patience, Quantize};
@@ -108,6 +108,11 @@ pub(crate) fn reached(listen: SocketAddr, advertise: Option<&str>) -> anyhow::Re
     cluster::check_address("address", &address)
         .with_context(|| format!("--advertise {address}"))?;
     Ok(address)
+}
+
+/// What models are known by.
+pub(crate) fn digests(models: &[ModelDir]) -> BTreeSet<String> {
+    models.iter().map(|model| model.digest.to_string()).collect()
 }
 
 /// The model, as the cluster knows it.
@@ -234,20 +239,27 @@ pub(crate) fn served_names(deploy: &Deploy, model: &ModelDir) -> Vec<String> {
     }
 }
 
-/// What the gateway needs of the options and the model.
+/// What the gateway needs of the options and the models, of which `deployment` has the first.
 pub(crate) fn gateway(
     deploy: &Deploy,
-    model: &ModelDir,
+    models: &[ModelDir],
     deployment: &Deployment,
 ) -> anyhow::Result<GatewayConfig> {
+    let first = models.first().context("a model directory is needed")?;
+    let served = |model: &ModelDir| {
+        let own = model.digest == first.digest;
+        Ok(ServedModel {
+            digest: model.digest.to_string(),
+            files: model.gateway_files()?,
+            context: if own { deployment.context } else { model.spec.context },
+            vocab: model.spec.vocab,
+            bos: model.spec.bos,
+            eos: model.spec.eos.clone(),
+        })
+    };
     Ok(GatewayConfig {
-        served_names: served_names(deploy, model),
-        digest: model.digest.to_string(),
-        files: model.gateway_files()?,
-        context: deployment.context,
-        vocab: model.spec.vocab,
-        bos: model.spec.bos,
-        eos: model.spec.eos.clone(),
+        served_names: served_names(deploy, first),
+        models: models.iter().map(served).collect::<anyhow::Result<_>>()?,
         limits: RequestLimits::default(),
     })
 }

@@ -31,7 +31,7 @@ const RETRY: Duration = Duration::from_millis(200);
 pub(crate) struct Roles {
     pub(crate) http: TcpListener,
     pub(crate) cluster: TcpListener,
-    pub(crate) model: Model,
+    pub(crate) models: Vec<Model>,
     /// What shall be deployed unless it is.
     pub(crate) deployment: Option<Deployment>,
     pub(crate) gateway: GatewayConfig,
@@ -43,9 +43,10 @@ pub(crate) struct Roles {
 }
 
 pub(crate) async fn run(args: args::Coordinator) -> anyhow::Result<()> {
-    let model = ModelDir::open(&args.directory)?;
-    let wished = config::deployment(&args.deploy, args.ranks.unwrap_or(1), &model)?;
-    let gateway = config::gateway(&args.deploy, &model, &wished)?;
+    let models = ModelDir::open_all(&args.directories)?;
+    let first = models.first().context("a model directory is needed")?;
+    let wished = config::deployment(&args.deploy, args.ranks.unwrap_or(1), first)?;
+    let gateway = config::gateway(&args.deploy, &models, &wished)?;
     let timing = config::timing(&args.patience)?;
     let http = bind_http(&args.http).await?;
     let cluster = TcpListener::bind(args.listen)
@@ -62,6 +63,7 @@ pub(crate) async fn run(args: args::Coordinator) -> anyhow::Result<()> {
     let at = Coordinator {
         cluster_address: config::reached(listen, join.advertise.as_deref())?,
         http_address: config::reached(http.local_addr()?, join.advertise.as_deref())?,
+        model_digests: config::digests(&models),
     };
     // All coordinators may be given the same list: none asks itself.
     let known: Vec<String> =
@@ -74,7 +76,7 @@ pub(crate) async fn run(args: args::Coordinator) -> anyhow::Result<()> {
     let roles = Roles {
         http,
         cluster,
-        model: config::model(&model),
+        models: models.iter().map(config::model).collect(),
         deployment: args.ranks.map(|_| wished),
         gateway,
         control,
@@ -98,15 +100,15 @@ pub(crate) fn control_config(
 
 /// Serves both planes of a coordinator until shutdown.
 pub(crate) async fn serve(roles: Roles, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let Roles { http, cluster, model, deployment, gateway, control, tls, ca, vitals } = roles;
+    let Roles { http, cluster, models, deployment, gateway, control, tls, ca, vitals } = roles;
     tracing::info!(
-        model = model.name,
+        models = ?models.iter().map(|model| &model.name).collect::<Vec<_>>(),
         http = %http.local_addr()?,
         cluster = %cluster.local_addr()?,
         "the coordinator listens"
     );
     let mut running = control::start(cluster, control, &tls, ca, shutdown.clone())?;
-    let wishing = wish(running.control.clone(), model, deployment);
+    let wishing = wish(running.control.clone(), models, deployment);
     let wishing = tokio::spawn(wishing);
     let ended = shutdown.clone().cancelled_owned();
     let sources = Sources {
@@ -146,15 +148,16 @@ pub(crate) async fn serve(roles: Roles, shutdown: CancellationToken) -> anyhow::
     }
 }
 
-/// Registers the model, and has it deployed where that is wished and it is not.
-async fn wish(control: Control, model: Model, deployment: Option<Deployment>) {
-    let digest = model.digest.clone();
+/// Registers the models, and has the first one deployed where that is wished and it is not.
+async fn wish(control: Control, models: Vec<Model>, deployment: Option<Deployment>) {
     let name = deployment.as_ref().map(|deployment| deployment.name.clone());
-    settle(&control, |state| {
-        let known = state.models().contains_key(&digest);
-        (!known).then(|| Command::RegisterModel(model.clone()))
-    })
-    .await;
+    for model in models {
+        settle(&control, |state| {
+            let known = state.models().contains_key(&model.digest);
+            (!known).then(|| Command::RegisterModel(model.clone()))
+        })
+        .await;
+    }
     let (Some(deployment), Some(name)) = (deployment, name) else { return };
     settle(&control, |state| match state.deployments().get(&name) {
         None => Some(Command::Deploy(deployment.clone())),

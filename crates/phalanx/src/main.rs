@@ -15,6 +15,7 @@ mod operator;
 mod process;
 mod serve;
 mod status;
+mod swap;
 mod worker;
 
 fn main() -> std::process::ExitCode {
@@ -60,7 +61,9 @@ fn run(args: args::Args) -> anyhow::Result<()> {
             args::Command::Models(models) => operator::models(models).await,
             args::Command::Members(members) => operator::members(members).await,
             args::Command::Deploy(deploy) => operator::deploy(deploy).await,
-            args::Command::Undeploy(undeploy) => operator::undeploy(undeploy).await,
+            args::Command::Undeploy(undeploy) => swap::undeploy(undeploy).await,
+            args::Command::Alias(alias) => swap::alias(alias).await,
+            args::Command::Swap(swap) => swap::swap(swap).await,
             args::Command::Drain(drain) => operator::drain(drain).await,
             args::Command::Certs(certs) => operator::certs(certs).await,
             args::Command::Demo(demo) => demo::run(demo).await,

@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use gateway::ModelFiles;
 use model::digest::{DigestBuilder, ModelDigest};
 use model::gguf::Gguf;
@@ -27,7 +27,24 @@ pub(crate) struct ModelDir {
     pub(crate) digest: ModelDigest,
 }
 
+/// Most models of one process.
+const MODELS_MAX: usize = 16;
+
 impl ModelDir {
+    /// Reads several, each another model.
+    pub(crate) fn open_all(paths: &[PathBuf]) -> anyhow::Result<Vec<Self>> {
+        ensure!(paths.len() <= MODELS_MAX, "at most {MODELS_MAX} models can be given");
+        let mut all: Vec<Self> = Vec::with_capacity(paths.len());
+        for path in paths {
+            let model = Self::open(path)?;
+            if let Some(same) = all.iter().find(|other| other.digest == model.digest) {
+                bail!("{} and {} are one model", same.path.display(), model.path.display());
+            }
+            all.push(model);
+        }
+        Ok(all)
+    }
+
     /// Reads the config and digests the directory or file.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         if path.extension().is_some_and(|ending| ending == "gguf") && path.is_file() {

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_millis(200);
 pub(crate) struct Operator {
     coordinators: Vec<String>,
     tls: Tls,
-    output: args::Output,
+    pub(crate) output: args::Output,
 }
 
 impl Operator {
@@ -64,11 +64,17 @@ impl Operator {
     /// What the cluster looks like. A coordinator that is cut off from the others shows what it
     /// last knew: then the next one is asked, and its word is taken only where nobody knows better.
     pub(crate) async fn status(&self, local: bool) -> anyhow::Result<pb::StatusReply> {
+        self.look(pb::StatusRequest { local, load: false }).await
+    }
+
+    /// The same, with what else is asked for.
+    pub(crate) async fn look(&self, request: pb::StatusRequest) -> anyhow::Result<pb::StatusReply> {
+        let local = request.local;
         let mut old = None;
         for first in 0..self.coordinators.len() {
             let asked = async {
                 let mut client = self.connect_from(first).await?;
-                let reply = client.status(pb::StatusRequest { local }).await;
+                let reply = client.status(request).await;
                 Ok(reply.map_err(|status| anyhow!(transport::reason(&status)))?.into_inner())
             };
             match asked.await {
@@ -87,8 +93,24 @@ impl Operator {
         Ok(reply.map_err(|status| anyhow!(transport::reason(&status)))?.into_inner())
     }
 
+    /// What a deployment would lack, in words; `None` where there is room for it.
+    pub(crate) async fn room(&self, wish: &Deployment) -> anyhow::Result<Option<String>> {
+        let request = pb::RoomRequest { deployment: Some(wire::deployment_to_wire(wish)) };
+        let mut last = anyhow!("no coordinator is given");
+        for first in 0..self.coordinators.len() {
+            let mut client = self.connect_from(first).await?;
+            match client.room(request.clone()).await {
+                Ok(reply) => {
+                    return Ok(Some(reply.into_inner().missing).filter(|why| !why.is_empty()));
+                }
+                Err(status) => last = anyhow!(transport::reason(&status)),
+            }
+        }
+        Err(last)
+    }
+
     /// Has a change decided. Asked again, it is still one change.
-    async fn change(&self, command: Command) -> anyhow::Result<Done> {
+    pub(crate) async fn change(&self, command: Command) -> anyhow::Result<Done> {
         let request = Some(RequestId(*uuid::Uuid::new_v4().as_bytes()));
         let command = wire::encode_command(&Proposal { request, command });
         let began = std::time::Instant::now();
@@ -121,12 +143,12 @@ impl Operator {
     }
 
     /// Has a change decided and says so.
-    async fn change_and_say(&self, command: Command, said: &str) -> anyhow::Result<()> {
+    pub(crate) async fn change_and_say(&self, command: Command, said: &str) -> anyhow::Result<()> {
         let done = self.change(command).await?;
         self.print(said, &json!({"done": said, "index": done.index}))
     }
 
-    fn print(&self, table: &str, json: &serde_json::Value) -> anyhow::Result<()> {
+    pub(crate) fn print(&self, table: &str, json: &serde_json::Value) -> anyhow::Result<()> {
         match self.output {
             args::Output::Table => process::line(table.trim_end()),
             args::Output::Json => process::line(&json.to_string()),
@@ -142,7 +164,7 @@ impl Operator {
 }
 
 /// The node of that number, or the only one of that name that has not left.
-fn find(status: &pb::StatusReply, node: &str) -> anyhow::Result<NodeId> {
+pub(crate) fn find(status: &pb::StatusReply, node: &str) -> anyhow::Result<NodeId> {
     let number = node.parse::<u64>().ok();
     let present = status.nodes.iter().filter(|one| one.standing != "left");
     let named = present.filter(|one| Some(one.node) == number || one.name == node);
@@ -270,19 +292,7 @@ fn new_deployment(
     status: &pb::StatusReply,
     nodes: BTreeSet<NodeId>,
 ) -> anyhow::Result<Deployment> {
-    let wanted = args.model.as_ref().unwrap_or(&args.name);
-    let named = |one: &&pb::ModelStatus| {
-        one.name == *wanted || (wanted.len() >= 8 && one.digest.starts_with(wanted.as_str()))
-    };
-    let found: Vec<&pb::ModelStatus> = status.models.iter().filter(named).collect();
-    let model = match found[..] {
-        [model] => model,
-        [] => bail!(
-            "no model {wanted} is known; coordinators register theirs when they start \
-             (`phalanx models`)"
-        ),
-        _ => bail!("several models are named {wanted}; give the first digits of the digest"),
-    };
+    let model = find_model(status, args.model.as_ref().unwrap_or(&args.name))?;
     let most = usize::try_from(model.context).context("the model's context")?;
     let context = config::context(&args.options, most)?;
     Ok(Deployment {
@@ -302,10 +312,23 @@ fn new_deployment(
     })
 }
 
-pub(crate) async fn undeploy(args: args::Undeploy) -> anyhow::Result<()> {
-    let operator = Operator::new(&args.reach)?;
-    let said = format!("{} is served no longer", args.name);
-    operator.change_and_say(Command::Undeploy { name: args.name }, &said).await
+/// The only model of that name, or with those first digits of its digest.
+pub(crate) fn find_model<'a>(
+    status: &'a pb::StatusReply,
+    wanted: &str,
+) -> anyhow::Result<&'a pb::ModelStatus> {
+    let named = |one: &&pb::ModelStatus| {
+        one.name == wanted || (wanted.len() >= 8 && one.digest.starts_with(wanted))
+    };
+    let found: Vec<&pb::ModelStatus> = status.models.iter().filter(named).collect();
+    match found[..] {
+        [model] => Ok(model),
+        [] => bail!(
+            "no model {wanted} is known; coordinators register theirs when they start \
+             (`phalanx models`)"
+        ),
+        _ => bail!("several models are named {wanted}; give the first digits of the digest"),
+    }
 }
 
 pub(crate) async fn drain(args: args::Drain) -> anyhow::Result<()> {

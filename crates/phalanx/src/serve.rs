@@ -27,7 +27,8 @@ const CLUSTER_PORT: u16 = 8100;
 pub(crate) async fn run(args: args::Serve) -> anyhow::Result<()> {
     let model = ModelDir::open(&args.directory)?;
     let deployment = config::deployment(&args.deploy, args.ranks, &model)?;
-    let gateway = config::gateway(&args.deploy, &model, &deployment)?;
+    let models = std::slice::from_ref(&model);
+    let gateway = config::gateway(&args.deploy, models, &deployment)?;
     let share = Share { ranks: args.ranks, threads: args.threads, memory: args.memory };
     let http = coordinator::bind_http(&args.http).await?;
     let cluster = bind_cluster().await?;
@@ -44,6 +45,7 @@ pub(crate) async fn run(args: args::Serve) -> anyhow::Result<()> {
     let at = Coordinator {
         cluster_address: cluster.local_addr()?.to_string(),
         http_address: config::reached(http.local_addr()?, Some("127.0.0.1"))?,
+        model_digests: config::digests(models),
     };
     let join = args::Join {
         data: workers.clone(),
@@ -56,7 +58,7 @@ pub(crate) async fn run(args: args::Serve) -> anyhow::Result<()> {
     let (timing, tick) = config::alone();
     let control = control_config(timing, tick, ours.clone(), name.clone(), at);
     // The worker's own identity comes over the wire, as in a cluster; this stands in until then.
-    let mut worker = worker_config(&model, &share, tls.clone())?;
+    let mut worker = worker_config(models, &share, tls.clone())?;
     fits(&model, &deployment, &worker)?;
     worker.coordinators.clone_from(&coordinators);
     worker.address = nodes.local_addr()?.to_string();
@@ -66,10 +68,9 @@ pub(crate) async fn run(args: args::Serve) -> anyhow::Result<()> {
         Announcement { http: Some(http.local_addr()?), cluster: cluster.local_addr()? };
     process::announce(supervised, &announcement)?;
     tracing::info!(identity = %ours.join(OPERATOR_FILE).display(), "for phalanx status");
-    let model = config::model(&model);
-    let deployment = Some(deployment);
+    let (models, deployment) = (vec![config::model(&model)], Some(deployment));
     let vitals = worker.vitals.clone();
-    let roles = Roles { http, cluster, model, deployment, gateway, control, tls, ca, vitals };
+    let roles = Roles { http, cluster, models, deployment, gateway, control, tls, ca, vitals };
     let serving = coordinator::serve(roles, shutdown.clone());
     let working = async {
         let who = enrol::identity(&join, Role::Worker, &name, &coordinators, &shutdown);

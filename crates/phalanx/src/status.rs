@@ -27,11 +27,13 @@ pub(crate) fn table(status: &pb::StatusReply) -> String {
             ("", why) => format!("served, degraded: {why}"),
             (why, _) => format!("waiting: {why}"),
         };
+        let draining = if deployment.draining { "draining, " } else { "" };
         let whole =
             deployment.deployment.as_ref().is_some_and(|one| one.experts() == pb::ExpertCut::Whole);
         let whole = if whole { ", experts whole" } else { "" };
-        line(&mut text, &format!("deployment {name}{whole}: {waiting}"));
+        line(&mut text, &format!("deployment {name}{whole}: {draining}{waiting}"));
     }
+    text.push_str(&aliases_table(status));
     if status.deployments.is_empty() {
         line(&mut text, "nothing is deployed");
     }
@@ -41,6 +43,26 @@ pub(crate) fn table(status: &pb::StatusReply) -> String {
         text.push_str(part);
     }
     text
+}
+
+pub(crate) fn aliases_table(status: &pb::StatusReply) -> String {
+    let mut text = String::new();
+    for pb::AliasStatus { name, deployment, before } in &status.aliases {
+        let before = match before.as_str() {
+            "" => String::new(),
+            before => format!(", before {before}"),
+        };
+        line(&mut text, &format!("alias {name}: {deployment}{before}"));
+    }
+    text
+}
+
+pub(crate) fn aliases_json(status: &pb::StatusReply) -> Value {
+    let aliases = status.aliases.iter().map(|one| {
+        let before = Some(&one.before).filter(|before| !before.is_empty());
+        json!({"name": one.name, "deployment": one.deployment, "before": before})
+    });
+    Value::Array(aliases.collect())
 }
 
 pub(crate) fn members_table(status: &pb::StatusReply) -> String {
@@ -237,6 +259,7 @@ pub(crate) fn json(status: &pb::StatusReply) -> Value {
             "serving": one.serving,
             "waiting_for": one.waiting_for,
             "degraded": one.degraded,
+            "draining": one.draining,
         }))
     });
     json!({
@@ -246,6 +269,7 @@ pub(crate) fn json(status: &pb::StatusReply) -> Value {
         "certificate_generation": status.generation,
         "control": members_json(status),
         "deployments": deployments.collect::<Vec<_>>(),
+        "aliases": aliases_json(status),
         "models": models_json(status),
         "nodes": nodes_json(status),
         "groups": groups_json(status),
@@ -295,6 +319,7 @@ pub(crate) fn nodes_json(status: &pb::StatusReply) -> Value {
             "http_address": node.http_address,
             "kernels": node.kernel_class,
             "devices": node.devices.len(),
+            "models": node.model_digests,
             "state": node.standing,
             "incarnation": node.incarnation,
             "version": node.version,

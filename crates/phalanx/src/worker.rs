@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ::worker::WorkerConfig;
+use ::worker::{LocalModel, WorkerConfig};
 use anyhow::{Context, ensure};
 use identity::{Role, Tls};
 use tokio::net::TcpListener;
@@ -22,7 +22,7 @@ pub(crate) async fn run(args: args::Worker) -> anyhow::Result<()> {
     let kernels = args.kernels.as_ref();
     let kernels = kernels.map(|class| class.parse().with_context(|| format!("--kernels {class}")));
     let kernels = kernels.transpose()?;
-    let model = ModelDir::open(&args.directory)?;
+    let models = ModelDir::open_all(&args.directories)?;
     let share = Share { ranks: args.ranks, threads: args.threads, memory: args.memory };
     share.check()?;
     let listener = TcpListener::bind(args.listen)
@@ -44,7 +44,7 @@ pub(crate) async fn run(args: args::Worker) -> anyhow::Result<()> {
         weight: args.weight,
         kernels,
         identity: join.data.clone(),
-        ..worker_config(&model, &share, tls)?
+        ..worker_config(&models, &share, tls)?
     };
     Ok(::worker::run(listener, config, shutdown).await?)
 }
@@ -65,7 +65,7 @@ impl Share {
 
 /// What every worker of this binary has in common; names and addresses are still to be set.
 pub(crate) fn worker_config(
-    model: &ModelDir,
+    models: &[ModelDir],
     share: &Share,
     tls: Tls,
 ) -> anyhow::Result<WorkerConfig> {
@@ -76,9 +76,7 @@ pub(crate) fn worker_config(
         coordinators: Vec::new(),
         address: String::new(),
         tensor_port: None,
-        directory: model.path.clone(),
-        spec: Arc::clone(&model.spec),
-        digest: model.digest.to_string(),
+        models: models.iter().map(local).collect(),
         ranks: share.ranks,
         threads: config::threads(share.threads, share.ranks)?,
         kernels: None,
@@ -90,4 +88,12 @@ pub(crate) fn worker_config(
         identity: std::path::PathBuf::new(),
         vitals: ::worker::Vitals::default(),
     })
+}
+
+fn local(model: &ModelDir) -> LocalModel {
+    LocalModel {
+        directory: model.path.clone(),
+        spec: Arc::clone(&model.spec),
+        digest: model.digest.to_string(),
+    }
 }

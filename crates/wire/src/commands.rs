@@ -13,7 +13,7 @@ use prost::Message;
 use crate::error::{bounded, id16, known, narrow, required, size};
 use crate::orders::{deployment_to_wire, plan_to_wire, shape_from_wire, wish_from_wire};
 use crate::pb::proposal::Command as Wire;
-use crate::reports::{info_from_wire, join_to_wire};
+use crate::reports::{digests_from_wire, info_from_wire, join_to_wire};
 use crate::{REASON_MAX, WireError, pb};
 
 /// Most bytes of one command, written or read: what the log takes at most.
@@ -79,6 +79,11 @@ fn command_to_wire(command: &Command) -> Wire {
         Command::ForgetModel { digest } => Wire::ForgetModel(digest.clone()),
         Command::Deploy(deployment) => Wire::Deploy(deployment_to_wire(deployment)),
         Command::Undeploy { name } => Wire::Undeploy(name.clone()),
+        Command::DrainDeployment { name } => Wire::DrainDeployment(name.clone()),
+        Command::Point { alias, deployment } => {
+            Wire::Point(pb::PointAlias { alias: alias.clone(), deployment: deployment.clone() })
+        }
+        Command::Unpoint { alias } => Wire::Unpoint(alias.clone()),
         Command::Place { group, deployment, epoch, plan } => Wire::Place(pb::PlaceGroup {
             group: group.0,
             deployment: deployment.clone(),
@@ -118,13 +123,16 @@ fn command_from_wire(wire: Wire) -> Result<Command, WireError> {
         Wire::Undrain(node) => Command::Undrain { node: NodeId(node) },
         Wire::Leave(node) => Command::Leave { node: NodeId(node) },
         Wire::SetCoordinator(set) => {
-            let at = coordinator_from_wire(required("at", set.at)?);
+            let at = coordinator_from_wire(required("at", set.at)?)?;
             Command::SetCoordinator { node: NodeId(set.node), at }
         }
         Wire::RegisterModel(model) => Command::RegisterModel(model_from_wire(model)?),
         Wire::ForgetModel(digest) => Command::ForgetModel { digest },
         Wire::Deploy(deployment) => Command::Deploy(wish_from_wire(deployment)?),
         Wire::Undeploy(name) => Command::Undeploy { name },
+        Wire::DrainDeployment(name) => Command::DrainDeployment { name },
+        Wire::Point(pb::PointAlias { alias, deployment }) => Command::Point { alias, deployment },
+        Wire::Unpoint(alias) => Command::Unpoint { alias },
         Wire::Place(place) => Command::Place {
             group: GroupId(place.group),
             deployment: place.deployment,
@@ -185,11 +193,18 @@ pub(crate) fn coordinator_to_wire(at: &Coordinator) -> pb::CoordinatorAddresses 
     pb::CoordinatorAddresses {
         cluster_address: at.cluster_address.clone(),
         http_address: at.http_address.clone(),
+        model_digests: at.model_digests.iter().cloned().collect(),
     }
 }
 
-pub(crate) fn coordinator_from_wire(wire: pb::CoordinatorAddresses) -> Coordinator {
-    Coordinator { cluster_address: wire.cluster_address, http_address: wire.http_address }
+pub(crate) fn coordinator_from_wire(
+    wire: pb::CoordinatorAddresses,
+) -> Result<Coordinator, WireError> {
+    Ok(Coordinator {
+        cluster_address: wire.cluster_address,
+        http_address: wire.http_address,
+        model_digests: digests_from_wire(wire.model_digests)?,
+    })
 }
 
 pub(crate) fn model_to_wire(model: &Model) -> pb::ModelRecord {

@@ -51,6 +51,12 @@ pub enum WireError {
         /// What it must match.
         other: &'static str,
     },
+    /// A digest of none of the worker's models.
+    #[error("{field} is that of a model which is not here")]
+    UnknownModel {
+        /// The field.
+        field: &'static str,
+    },
     /// A deployment, node or address that the cluster could not use.
     #[error(transparent)]
     BadField(#[from] BadField),

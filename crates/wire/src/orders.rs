@@ -107,11 +107,16 @@ impl Order {
         pb::Order { order: Some(order) }
     }
 
-    /// The order of this message, for a worker whose own model directory holds `spec`.
+    /// The order of this message, for a worker that has the models of which `spec` knows the
+    /// digests.
     ///
     /// # Errors
-    /// [`WireError`] names the field that cannot be.
-    pub fn from_wire(wire: pb::Order, spec: &Arc<ModelSpec>) -> Result<Self, WireError> {
+    /// [`WireError`] names the field that cannot be; [`WireError::UnknownModel`] where a group is
+    /// to serve a model that the worker does not have.
+    pub fn from_wire(
+        wire: pb::Order,
+        spec: impl Fn(&str) -> Option<Arc<ModelSpec>>,
+    ) -> Result<Self, WireError> {
         Ok(match required("order", wire.order)? {
             pb::order::Order::Welcome(welcome) => {
                 if welcome.heartbeat_ms == 0 {
@@ -163,16 +168,21 @@ impl FormGroup {
         }
     }
 
-    /// The group of this message, its plan checked against `spec` and its own addresses.
+    /// The group of this message, its plan checked against the model that `spec` knows by its
+    /// digest, and its own addresses.
     ///
     /// # Errors
-    /// [`WireError`] names the field that cannot be.
-    pub fn from_wire(wire: pb::FormGroup, spec: &Arc<ModelSpec>) -> Result<Self, WireError> {
+    /// As of [`Order::from_wire`].
+    pub fn from_wire(
+        wire: pb::FormGroup,
+        spec: impl Fn(&str) -> Option<Arc<ModelSpec>>,
+    ) -> Result<Self, WireError> {
         let deployment = required("deployment", wire.deployment)?;
-        let deployment = deployment_from_wire(deployment, spec)?;
-        let plan = plan_from_wire(required("plan", wire.plan)?, spec)?;
+        let spec = spec(&deployment.digest).ok_or(WireError::UnknownModel { field: "digest" })?;
+        let deployment = deployment_from_wire(deployment, &spec)?;
+        let plan = plan_from_wire(required("plan", wire.plan)?, &spec)?;
         // A group that lost ranks may go on with fewer.
-        if plan.ranks.len() > deployment.ranks || plan.stripes != deployment.stripe_count(spec) {
+        if plan.ranks.len() > deployment.ranks || plan.stripes != deployment.stripe_count(&spec) {
             return Err(WireError::Mismatch { field: "plan", other: "deployment" });
         }
         let nodes = plan.ranks.iter().map(|rank| rank.node.0);

@@ -1,5 +1,7 @@
 //! What a worker sends to a coordinator.
 
+use std::collections::BTreeSet;
+
 use cluster::{Epoch, GroupId, NodeInfo};
 use planner::DeviceSpec;
 
@@ -9,6 +11,9 @@ use crate::{REASON_MAX, WireError, pb};
 
 /// Most devices of one worker that are read.
 const DEVICES_MAX: usize = 1 << 10;
+
+/// Most models of one node that are read.
+const MODELS_MAX: usize = 1 << 6;
 
 /// Most ranks of one worker that are read.
 const HELD_MAX: usize = 1 << 12;
@@ -168,7 +173,7 @@ pub fn join_to_wire(info: &NodeInfo) -> pb::Join {
         worker_address: info.worker_address.clone(),
         collective_addresses: info.collective_addresses.clone(),
         devices: info.devices.iter().map(device_to_wire).collect(),
-        model_digest: info.model_digest.clone(),
+        model_digests: info.model_digests.iter().cloned().collect(),
         kernel_class: info.kernel_class.clone(),
         version: info.version.clone(),
         held: Vec::new(),
@@ -197,10 +202,19 @@ pub(crate) fn info_from_wire(wire: pb::Join) -> Result<NodeInfo, WireError> {
         worker_address: wire.worker_address,
         collective_addresses: wire.collective_addresses,
         devices: devices.collect::<Result<_, _>>()?,
-        model_digest: wire.model_digest,
+        model_digests: digests_from_wire(wire.model_digests)?,
         kernel_class: wire.kernel_class,
         version: wire.version,
     })
+}
+
+/// Digests of models, which must ascend: the same set has the same bytes.
+pub(crate) fn digests_from_wire(wire: Vec<String>) -> Result<BTreeSet<String>, WireError> {
+    bounded("model_digests", wire.len(), MODELS_MAX)?;
+    if !wire.is_sorted_by(|a, b| a < b) {
+        return Err(WireError::OutOfRange { field: "model_digests" });
+    }
+    Ok(wire.into_iter().collect())
 }
 
 /// The message for a device.

@@ -1,8 +1,8 @@
 //! The whole state as bytes: what a snapshot holds, and what its hash is taken over.
 
 use cluster::{
-    ClusterState, Code, Done, Epoch, Group, GroupId, Node, Outcome, Phase, Refusal, RequestId,
-    Snapshot, Standing, Token, TokenId,
+    Alias, ClusterState, Code, Done, Epoch, Group, GroupId, Node, Outcome, Phase, Refusal,
+    RequestId, Snapshot, Standing, Token, TokenId,
 };
 use planner::NodeId;
 use prost::Message;
@@ -37,6 +37,8 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         last_group,
         models,
         deployments,
+        draining,
+        aliases,
         nodes,
         tokens,
         groups,
@@ -55,6 +57,8 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         tokens: tokens.iter().map(|(id, token)| token_to_wire(*id, token)).collect(),
         groups: groups.iter().map(|(id, group)| group_to_wire(*id, group)).collect(),
         outcomes: outcomes.iter().map(|(id, outcome)| outcome_to_wire(*id, outcome)).collect(),
+        aliases: aliases.into_iter().map(|(alias, meant)| alias_to_wire(alias, meant)).collect(),
+        draining,
     };
     wire.encode_to_vec()
 }
@@ -78,6 +82,8 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState, WireError> {
         last_group: GroupId(wire.last_group),
         models: list("models", wire.models, model_from_wire)?,
         deployments: list("deployments", wire.deployments, wish_from_wire)?,
+        draining: list("draining", wire.draining, Ok)?,
+        aliases: list("aliases", wire.aliases, |one| Ok(alias_from_wire(one)))?,
         nodes: list("nodes", wire.nodes, node_from_wire)?,
         tokens: list("tokens", wire.tokens, token_from_wire)?,
         groups: list("groups", wire.groups, group_from_wire)?,
@@ -98,6 +104,16 @@ fn list<W, T>(
 ) -> Result<Vec<T>, WireError> {
     bounded(field, wire.len(), LIST_MAX)?;
     wire.into_iter().map(read).collect()
+}
+
+fn alias_to_wire(alias: String, meant: Alias) -> pb::AliasRecord {
+    let Alias { deployment, before } = meant;
+    pb::AliasRecord { alias, deployment, before: before.unwrap_or_default() }
+}
+
+fn alias_from_wire(wire: pb::AliasRecord) -> (String, Alias) {
+    let before = Some(wire.before).filter(|before| !before.is_empty());
+    (wire.alias, Alias { deployment: wire.deployment, before })
 }
 
 fn node_to_wire(id: NodeId, node: &Node) -> pb::NodeRecord {
@@ -143,7 +159,7 @@ fn node_from_wire(wire: pb::NodeRecord) -> Result<(NodeId, Node), WireError> {
         draining: wire.draining,
         incarnation: wire.incarnation,
         info: wire.info.map(info_from_wire).transpose()?,
-        coordinator: wire.coordinator.map(coordinator_from_wire),
+        coordinator: wire.coordinator.map(coordinator_from_wire).transpose()?,
     };
     Ok((NodeId(wire.node), node))
 }

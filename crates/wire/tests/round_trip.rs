@@ -150,8 +150,9 @@ fn step_report() -> impl Strategy<Value = StepReport> {
 
 fn node_info() -> impl Strategy<Value = NodeInfo> {
     let devices = vec((any::<u64>(), 1e-3f64..1e6), 1..4);
-    ("[a-z]{1,9}", "[a-z]{1,9}", 1u16.., devices, "[0-9a-f]{64}", any::<u64>()).prop_map(
-        |(name, host, port, devices, model_digest, boot)| NodeInfo {
+    let digests = proptest::collection::btree_set("[0-9a-f]{64}", 1..4);
+    ("[a-z]{1,9}", "[a-z]{1,9}", 1u16.., devices, digests, any::<u64>()).prop_map(
+        |(name, host, port, devices, model_digests, boot)| NodeInfo {
             boot,
             name,
             worker_address: format!("{host}:{port}"),
@@ -160,7 +161,7 @@ fn node_info() -> impl Strategy<Value = NodeInfo> {
                 .into_iter()
                 .map(|(memory_bytes, weight)| DeviceSpec { memory_bytes, weight })
                 .collect(),
-            model_digest,
+            model_digests,
             kernel_class: "avx512_bf16".to_owned(),
             version: "1.2.3".to_owned(),
         },
@@ -236,6 +237,11 @@ fn form(ranks: usize, compute: ComputeType, stripes: Option<usize>) -> FormGroup
     FormGroup { group: GroupId(3), epoch: Epoch(9), deployment, plan, addresses }
 }
 
+/// The only model of a worker.
+fn known(digest: &str) -> Option<Arc<ModelSpec>> {
+    (digest == "abc123").then(spec)
+}
+
 fn order() -> impl Strategy<Value = Order> {
     let compute = prop::sample::select(&ComputeType::ALL[..]);
     let stripes = prop_oneof![Just(None), Just(Some(8))];
@@ -293,7 +299,7 @@ proptest! {
 
     #[test]
     fn orders(sent in order()) {
-        prop_assert_eq!(Order::from_wire(sent.to_wire(), &spec()).unwrap(), sent);
+        prop_assert_eq!(Order::from_wire(sent.to_wire(), known).unwrap(), sent);
     }
 }
 
@@ -386,8 +392,10 @@ fn orders_that_cannot_be() {
     let refused = |spoil: fn(&mut pb::FormGroup)| {
         let mut form = form(3, ComputeType::F32, Some(8)).to_wire();
         spoil(&mut form);
-        FormGroup::from_wire(form, &spec()).unwrap_err()
+        FormGroup::from_wire(form, known).unwrap_err()
     };
+    let other = refused(|f| f.deployment.as_mut().unwrap().digest = "def456".to_owned());
+    assert_eq!(other, WireError::UnknownModel { field: "digest" });
     assert_eq!(refused(|f| f.plan = None), WireError::Missing { field: "plan" });
     assert_eq!(refused(|f| f.deployment = None), WireError::Missing { field: "deployment" });
     let compute = refused(|f| f.deployment.as_mut().unwrap().compute = 9);
@@ -411,7 +419,7 @@ fn rolls_that_cannot_be() {
     let roll = |given, present: &[u64]| {
         let roll = pb::Roll { given, present: present.to_vec() };
         let order = Some(pb::order::Order::Roll(roll));
-        Order::from_wire(pb::Order { order }, &spec())
+        Order::from_wire(pb::Order { order }, known)
     };
     assert!(roll(3, &[1, 3]).is_ok());
     let wrong = Err(WireError::OutOfRange { field: "present" });

@@ -32,7 +32,7 @@ fn node_info() -> impl Strategy<Value = NodeInfo> {
     let devices = vec((any::<u64>(), prop::num::f64::NORMAL), 0..4);
     (any::<u64>(), vec(text(), 5), vec(text(), 0..4), devices).prop_map(
         |(boot, texts, collective_addresses, devices)| {
-            let [name, worker_address, model_digest, kernel_class, version] = &texts[..] else {
+            let [name, worker_address, digest, kernel_class, version] = &texts[..] else {
                 unreachable!()
             };
             let device = |(memory_bytes, weight)| DeviceSpec { memory_bytes, weight };
@@ -42,7 +42,7 @@ fn node_info() -> impl Strategy<Value = NodeInfo> {
                 worker_address: worker_address.clone(),
                 collective_addresses,
                 devices: devices.into_iter().map(device).collect(),
-                model_digest: model_digest.clone(),
+                model_digests: BTreeSet::from([digest.clone(), name.clone()]),
                 kernel_class: kernel_class.clone(),
                 version: version.clone(),
             }
@@ -105,9 +105,12 @@ fn node_command() -> impl Strategy<Value = Command> {
         id().prop_map(|node| Command::Drain { node }),
         id().prop_map(|node| Command::Undrain { node }),
         id().prop_map(|node| Command::Leave { node }),
-        (id(), text(), text()).prop_map(|(node, cluster_address, http_address)| {
-            Command::SetCoordinator { node, at: Coordinator { cluster_address, http_address } }
-        }),
+        (id(), text(), text(), btree_set(text(), 0..3)).prop_map(
+            |(node, cluster_address, http_address, model_digests)| {
+                let at = Coordinator { cluster_address, http_address, model_digests };
+                Command::SetCoordinator { node, at }
+            }
+        ),
         Just(Command::RotateCertificates),
     ]
 }
@@ -121,6 +124,9 @@ fn other_command() -> impl Strategy<Value = Command> {
         text().prop_map(|digest| Command::ForgetModel { digest }),
         wish().prop_map(Command::Deploy),
         text().prop_map(|name| Command::Undeploy { name }),
+        text().prop_map(|name| Command::DrainDeployment { name }),
+        (text(), text()).prop_map(|(alias, deployment)| Command::Point { alias, deployment }),
+        text().prop_map(|alias| Command::Unpoint { alias }),
         (pair(), text(), plan()).prop_map(|((group, epoch), deployment, plan)| {
             Command::Place { group, deployment, epoch, plan }
         }),
@@ -157,6 +163,8 @@ enum Step {
     Leave(Index),
     Suspect(Index),
     Deploy(bool, usize, usize),
+    Point(bool, bool),
+    DrainDeployment(bool),
     Settle,
     Ready,
     Foreign(Box<Proposal>),
@@ -171,6 +179,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<Index>().prop_map(Step::Leave),
         1 => any::<Index>().prop_map(Step::Suspect),
         2 => (any::<bool>(), 1usize..4, 1usize..3).prop_map(|(o, r, n)| Step::Deploy(o, r, n)),
+        2 => (any::<bool>(), any::<bool>()).prop_map(|(a, o)| Step::Point(a, o)),
+        1 => any::<bool>().prop_map(Step::DrainDeployment),
         5 => Just(Step::Settle),
         3 => Just(Step::Ready),
         2 => proposal().prop_map(|proposal| Step::Foreign(Box::new(proposal))),
@@ -204,6 +214,15 @@ fn proposals(state: &ClusterState, step: &Step, number: usize) -> Vec<Proposal> 
         Step::Deploy(other, ranks, replicas) => {
             let name = if *other { "other" } else { "tiny" }.to_owned();
             Some(Command::Deploy(Deployment { name, replicas: *replicas, ..deployment(*ranks) }))
+        }
+        Step::Point(other_alias, other) => {
+            let alias = if *other_alias { "chat" } else { "text" }.to_owned();
+            let deployment = if *other { "other" } else { "tiny" }.to_owned();
+            Some(Command::Point { alias, deployment })
+        }
+        Step::DrainDeployment(other) => {
+            let name = if *other { "other" } else { "tiny" }.to_owned();
+            Some(Command::DrainDeployment { name })
         }
         Step::Settle => {
             let commands = reconcile(state, &Observation::default());
@@ -332,6 +351,11 @@ proptest! {
     }
 }
 
+fn point(deployment: &str) -> Command {
+    let (alias, deployment) = ("chat".to_owned(), deployment.to_owned());
+    Command::Point { alias, deployment }
+}
+
 #[test]
 fn every_change_changes_the_hash() {
     let mut state = joined(2, 3);
@@ -349,6 +373,12 @@ fn every_change_changes_the_hash() {
         Command::Join { node: NodeId(3), info: restarted(3, 2) },
         Command::RotateCertificates,
         Command::Lost { node: NodeId(1), incarnation: 1 },
+        Command::Deploy(Deployment { name: "next".to_owned(), ..deployment(1) }),
+        point("tiny"),
+        point("next"),
+        Command::DrainDeployment { name: "tiny".to_owned() },
+        Command::Deploy(deployment(2)),
+        Command::Unpoint { alias: "chat".to_owned() },
     ];
     for command in changes {
         apply(&mut state, command).unwrap();
@@ -364,7 +394,8 @@ fn every_change_changes_the_hash() {
 
 #[test]
 fn what_cannot_be_is_named() {
-    let state = joined(2, 3);
+    let mut state = joined(2, 3);
+    apply(&mut state, point("tiny")).unwrap();
     let too_long = |error| matches!(error, WireError::TooLong { .. });
     assert!(too_long(decode_command(&vec![0; COMMAND_MAX + 1]).unwrap_err()));
     assert!(too_long(decode_state(&vec![0; STATE_MAX + 1]).unwrap_err()));
@@ -392,6 +423,18 @@ fn what_cannot_be_is_named() {
     assert_eq!(
         refused(|s| s.models[0].spec = "{}".to_owned()),
         "spec: spec is not the JSON of a spec"
+    );
+    let wrong = "snapshot: the alias chat contradicts the deployments";
+    assert_eq!(refused(|s| s.aliases[0].deployment = "else".to_owned()), wrong);
+    assert_eq!(refused(|s| s.aliases[0].before = "tiny".to_owned()), wrong);
+    assert_eq!(refused(|s| s.draining.push("tiny".to_owned())), wrong);
+    assert_eq!(
+        refused(|s| s.draining.push("else".to_owned())),
+        "snapshot: else is needed and not there"
+    );
+    assert_eq!(
+        refused(|s| s.nodes[0].info.as_mut().unwrap().model_digests.push("a".to_owned())),
+        "model_digests is out of range"
     );
     let twice = refused(|s| {
         let record = s.tokens[0].clone();

@@ -36,14 +36,20 @@ const AGAIN: Duration = Duration::from_millis(10);
 /// Steps for a rank that does not lead, each with where to say that it was run.
 pub(crate) type Steps = mpsc::Sender<(Step, channel::UnboundedSender<StepDone>)>;
 
+/// A model that a worker has.
+pub(crate) struct Model {
+    pub(crate) spec: Arc<ModelSpec>,
+    pub(crate) checkpoint: Arc<Checkpoint>,
+}
+
 /// What a worker computes with.
 pub(crate) struct Hardware {
     /// By device.
     pub(crate) devices: Vec<CpuDevice>,
     /// By device: where its peers meet it.
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
-    pub(crate) spec: Arc<ModelSpec>,
-    pub(crate) checkpoint: Arc<Checkpoint>,
+    /// By digest.
+    pub(crate) models: BTreeMap<String, Model>,
     /// Who this worker is.
     pub(crate) tls: Tls,
     /// Where tasks that talk to remote ranks run.
@@ -190,7 +196,10 @@ impl Groups {
         };
         let mut works: Vec<(usize, Work)> = Vec::new();
         let mut first = None;
-        for setup in setups(node, formation, hardware, &hosted.stop, reports, &self.shelf) {
+        // The order was checked against this model.
+        let Some(model) = hardware.models.get(&formation.order.deployment.digest) else { return };
+        let here = (hardware, model);
+        for setup in setups(node, formation, here, &hosted.stop, reports, &self.shelf) {
             hosted.ranks.insert(setup.rank, Standing::Forming);
             hosted.pulses.insert(setup.rank, setup.pulse.clone());
             if setup.rank == 0 {
@@ -342,7 +351,7 @@ fn end(hosted: Hosted) {
 fn setups(
     node: NodeId,
     formation: &Arc<Formation>,
-    hardware: &Hardware,
+    (hardware, model): (&Hardware, &Model),
     stop: &Stop,
     reports: &channel::UnboundedSender<Report>,
     shelf: &Shelf,
@@ -360,8 +369,8 @@ fn setups(
     let setup = |(plan, meeting): (&RankPlan, Meeting)| Setup {
         rank: plan.rank,
         formation: Arc::clone(formation),
-        spec: Arc::clone(&hardware.spec),
-        checkpoint: Arc::clone(&hardware.checkpoint),
+        spec: Arc::clone(&model.spec),
+        checkpoint: Arc::clone(&model.checkpoint),
         device: hardware.devices[plan.device].clone(),
         meeting: Some(meeting),
         stop: stop.clone(),

@@ -17,6 +17,7 @@ mod shelf;
 mod vitals;
 mod watchdog;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,13 +35,24 @@ use planner::DeviceSpec;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::group::{Groups, Hardware};
+use crate::group::{Groups, Hardware, Model};
 use crate::service::Service;
 use crate::session::Session;
 pub use crate::vitals::Vitals;
 
 /// The full name of the service that a worker's health is about.
 const SERVICE: &str = "phalanx.v1.Worker";
+
+/// A model on this machine.
+#[derive(Debug, Clone)]
+pub struct LocalModel {
+    /// The model directory or GGUF file.
+    pub directory: PathBuf,
+    /// What it is.
+    pub spec: Arc<ModelSpec>,
+    /// blake3 digest of the directory or file, hexadecimal.
+    pub digest: String,
+}
 
 /// What a worker is and where it belongs.
 #[derive(Debug, Clone)]
@@ -53,12 +65,8 @@ pub struct WorkerConfig {
     pub address: String,
     /// First port of the tensor plane, one per rank; free ones where there is none.
     pub tensor_port: Option<u16>,
-    /// The model directory.
-    pub directory: PathBuf,
-    /// The model.
-    pub spec: Arc<ModelSpec>,
-    /// blake3 digest of the model directory, hexadecimal.
-    pub digest: String,
+    /// The models whose ranks it can hold, at least one.
+    pub models: Vec<LocalModel>,
     /// Ranks this worker can hold; each is a device of its own.
     pub ranks: usize,
     /// Threads of each rank.
@@ -123,8 +131,7 @@ pub async fn run(
         return Err(WorkerError::Identity(config.tls.peer().clone()));
     }
     let address = listener.local_addr()?;
-    let checkpoint = Checkpoint::open(&config.directory, &config.spec)?;
-    let hardware = Arc::new(hardware(&config, checkpoint, address.ip())?);
+    let hardware = Arc::new(hardware(&config, address.ip())?);
     let groups = Arc::new(Groups::default());
     config.vitals.set(&groups);
     let (health, healthy) = wire::transport::health(SERVICE).await;
@@ -161,11 +168,12 @@ pub async fn run(
     Ok(served?)
 }
 
-fn hardware(
-    config: &WorkerConfig,
-    checkpoint: Checkpoint,
-    address: IpAddr,
-) -> Result<Hardware, WorkerError> {
+fn hardware(config: &WorkerConfig, address: IpAddr) -> Result<Hardware, WorkerError> {
+    let mut models = BTreeMap::new();
+    for LocalModel { directory, spec, digest } in &config.models {
+        let checkpoint = Arc::new(Checkpoint::open(directory, spec)?);
+        models.insert(digest.clone(), Model { spec: Arc::clone(spec), checkpoint });
+    }
     let mut devices = Vec::new();
     let mut endpoints = Vec::new();
     for rank in 0..config.ranks {
@@ -181,8 +189,7 @@ fn hardware(
     Ok(Hardware {
         devices,
         endpoints,
-        spec: Arc::clone(&config.spec),
-        checkpoint: Arc::new(checkpoint),
+        models,
         tls: config.tls.clone(),
         runtime: tokio::runtime::Handle::current(),
     })
@@ -203,7 +210,7 @@ fn info(config: &WorkerConfig, hardware: &Hardware) -> NodeInfo {
         worker_address: config.address.clone(),
         collective_addresses: meeting.collect(),
         devices: vec![device; config.ranks],
-        model_digest: config.digest.clone(),
+        model_digests: hardware.models.keys().cloned().collect(),
         kernel_class: kernel_class.unwrap_or_default(),
         version: config.version.clone(),
     }

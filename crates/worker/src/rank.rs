@@ -194,12 +194,17 @@ impl Setup {
     }
 
     fn shelve(&self, decoder: Decoder<CpuDevice>) {
-        self.shelf.put(self.number(), decoder.into_weights());
+        self.shelf.put(self.number(), self.digest(), decoder.into_weights());
     }
 
     /// Which of the worker's devices this is.
     fn number(&self) -> usize {
         self.formation.order.plan.ranks[self.rank].device
+    }
+
+    /// Which model this is a rank of.
+    fn digest(&self) -> &str {
+        &self.formation.order.deployment.digest
     }
 
     fn load(&self) -> Result<Decoder<CpuDevice>, String> {
@@ -219,11 +224,11 @@ impl Setup {
         };
         let device = self.device.clone();
         let spec = Arc::clone(&self.spec);
-        let mut before = self.shelf.take(self.number());
+        let mut before = self.shelf.take(self.number(), self.digest());
         let loaded =
             Decoder::load_after(&mut before, device, spec, shape, &self.checkpoint, &mut progress);
         if let Some(before) = before {
-            self.shelf.put(self.number(), before);
+            self.shelf.put(self.number(), self.digest(), before);
         }
         let decoder = loaded.map_err(|e| e.to_string())?;
         let rounding = decoder.rounding();

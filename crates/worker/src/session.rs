@@ -220,7 +220,8 @@ impl Session {
         up: &channel::UnboundedSender<Report>,
         channel: &tonic::transport::Channel,
     ) -> Result<(), String> {
-        let order = Order::from_wire(order, &self.hardware.spec).map_err(|e| e.to_string())?;
+        let spec = |digest: &str| Some(Arc::clone(&self.hardware.models.get(digest)?.spec));
+        let order = Order::from_wire(order, spec).map_err(|error| error.to_string())?;
         match order {
             Order::Welcome { node, heartbeat_ms, lease_ms, generation } => {
                 tracing::info!(node = node.0, "joined the cluster");

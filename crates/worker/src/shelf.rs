@@ -14,8 +14,12 @@ use decoder::Kept;
 /// How long weights wait for a rank.
 const KEEP: Duration = Duration::from_secs(60);
 
-/// One device's weights, and since when they wait.
-type Waiting = (Instant, Kept<CpuDevice>);
+/// What a device held: weights of the model of a digest, and since when they wait.
+struct Waiting {
+    since: Instant,
+    digest: String,
+    weights: Kept<CpuDevice>,
+}
 
 /// By device: its weights. Clones share them.
 #[derive(Clone, Default)]
@@ -28,21 +32,24 @@ impl Shelf {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leaves a device's weights here.
-    pub(crate) fn put(&self, device: usize, weights: Kept<CpuDevice>) {
+    /// Leaves a device's weights here, which are of the model `digest`.
+    pub(crate) fn put(&self, device: usize, digest: &str, weights: Kept<CpuDevice>) {
         if !weights.is_empty() {
-            self.lock().insert(device, (Instant::now(), weights));
+            let (since, digest) = (Instant::now(), digest.to_owned());
+            self.lock().insert(device, Waiting { since, digest, weights });
         }
     }
 
-    /// Takes what the device held, for its next rank.
-    pub(crate) fn take(&self, device: usize) -> Option<Kept<CpuDevice>> {
-        self.lock().remove(&device).map(|(_, weights)| weights)
+    /// Takes what the device held, for its next rank, which is of the model `digest`. Weights of
+    /// another model are freed: it may have the same tensors and other numbers in them.
+    pub(crate) fn take(&self, device: usize, digest: &str) -> Option<Kept<CpuDevice>> {
+        let waiting = self.lock().remove(&device).filter(|waiting| waiting.digest == digest);
+        waiting.map(|waiting| waiting.weights)
     }
 
     /// Frees what has waited too long.
     pub(crate) fn expire(&self) {
-        self.lock().retain(|_, (since, _)| since.elapsed() < KEEP);
+        self.lock().retain(|_, waiting| waiting.since.elapsed() < KEEP);
     }
 
     /// Whether nothing waits here.

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cluster::{
-    ClusterState, Command, Deployment, Epoch, GroupId, Proposal, Rejected, RequestId as Request,
+    ClusterState, Code, Command, Deployment, Epoch, GroupId, Proposal, Rejected,
+    RequestId as Request,
 };
 use control::ClusterMachine;
 use control::replica::{Machine, RestoreError};
@@ -151,8 +152,12 @@ impl Workload for ClusterWorkload {
 
     fn answer(wish: Wish, outcome: &control::Outcome) -> Answer {
         match (wish, outcome) {
-            // What is not deployed cannot be undeployed, and is not deployed afterwards either.
-            (_, Ok(_)) | (Wish::Write { value: None, .. }, Err(_)) => Answer::Wrote(None),
+            (_, Ok(_)) => Answer::Wrote(None),
+            // What is not deployed cannot be undeployed, and is not deployed afterwards either;
+            // otherwise an alias means it, and it stays.
+            (Wish::Write { value: None, .. }, Err(why)) if why.code() == Code::Unknown => {
+                Answer::Wrote(None)
+            }
             (_, Err(_)) => Answer::Nothing,
         }
     }

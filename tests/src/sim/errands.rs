@@ -50,6 +50,7 @@ fn set_coordinator(node: u64) -> Command {
     let at = Coordinator {
         cluster_address: format!("host-{node}:8100"),
         http_address: format!("host-{node}:8000"),
+        model_digests: BTreeSet::new(),
     };
     Command::SetCoordinator { node: NodeId(node), at }
 }
@@ -179,6 +180,20 @@ impl World<ClusterWorkload> {
             Some(false) => self.errand(Command::Drain { node }, Then::Nothing),
             None => {}
         }
+    }
+
+    /// A name means another deployment, or none; or a deployment gets no new requests.
+    pub(super) fn rename_or_drain(&mut self) {
+        let names = self.led_state().map(|(_, state)| state.deployments().keys().cloned());
+        let names: Vec<String> = names.into_iter().flatten().collect();
+        let Some(name) = self.rng.pick(&names).cloned() else { return };
+        let alias = format!("a{}", self.rng.below(3));
+        let command = match self.rng.below(4) {
+            0 => Command::DrainDeployment { name },
+            1 => Command::Unpoint { alias },
+            _ => Command::Point { alias, deployment: name },
+        };
+        self.errand(command, Then::Nothing);
     }
 
     /// What is not as the state says it is, or as it is wished.

@@ -166,7 +166,7 @@ impl Worker {
             worker_address: format!("host-{number}:9000"),
             collective_addresses: vec![format!("host-{number}:9100")],
             devices: vec![DeviceSpec { memory_bytes: 64 << 20, weight: 1.0 }],
-            model_digest: DIGEST.to_owned(),
+            model_digests: BTreeSet::from([DIGEST.to_owned()]),
             kernel_class: "avx2".to_owned(),
             version: "0.0.0".to_owned(),
         }
@@ -648,7 +648,7 @@ impl World<ClusterWorkload> {
         let numbers: Vec<u64> = self.extra.workers.keys().copied().collect();
         let Some(&victim) = self.rng.pick(&numbers) else { return Ok(()) };
         let rest = self.rng.range(50_000, 4_000_000);
-        match self.rng.below(7) {
+        match self.rng.below(8) {
             0 => self.end_worker(victim, rest),
             1 => {
                 let until = self.now + rest;
@@ -666,6 +666,7 @@ impl World<ClusterWorkload> {
                 self.own(rest / 4, Work::Broken(line));
             }
             3 => self.drain_or_not(victim),
+            4 => self.rename_or_drain(),
             _ => return self.late_report(),
         }
         Ok(())

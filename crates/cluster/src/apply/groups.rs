@@ -100,8 +100,8 @@ impl ClusterState {
         if !wish.allows(node) {
             return Err(Rejected::NodeNotAllowed { node });
         }
-        if info.model_digest != wish.digest {
-            let (expected, got) = (wish.digest.clone(), info.model_digest.clone());
+        if !info.model_digests.contains(&wish.digest) {
+            let (expected, got) = (wish.digest.clone(), info.models_line());
             return Err(Rejected::WrongDigest { expected, got });
         }
         let spec = info.devices.get(device).ok_or(Rejected::UnknownDevice { node, device })?;

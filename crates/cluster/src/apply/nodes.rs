@@ -120,13 +120,13 @@ impl ClusterState {
             self.stand(node, Standing::Ready);
             return Ok(vec![Event::NodeResumed { node, incarnation }]);
         }
-        // A worker with a wrong directory shall hear of it; one that comes first cannot be wrong.
-        if !self.models.is_empty() && !self.models.contains_key(&info.model_digest) {
+        // A worker with wrong directories shall hear of it; one that comes first cannot be wrong,
+        // and one right directory is enough: others may become known later.
+        let known = info.model_digests.iter().any(|digest| self.models.contains_key(digest));
+        if !self.models.is_empty() && !known {
             let known: Vec<&str> = self.models.keys().map(String::as_str).collect();
-            return Err(Rejected::WrongDigest {
-                expected: known.join(", "),
-                got: info.model_digest,
-            });
+            let (expected, got) = (known.join(", "), info.models_line());
+            return Err(Rejected::WrongDigest { expected, got });
         }
         // Two nodes behind one address would each be sent the other's steps and frames.
         let others =

@@ -57,7 +57,7 @@ pub fn node(number: u64, devices: usize) -> NodeInfo {
             .map(|device| format!("host-{number}:{}", 9100 + device))
             .collect(),
         devices: vec![device; devices],
-        model_digest: DIGEST.to_owned(),
+        model_digests: BTreeSet::from([DIGEST.to_owned()]),
         kernel_class: "avx2".to_owned(),
         version: "0.0.0".to_owned(),
     }
@@ -167,6 +167,13 @@ pub fn picture(state: &ClusterState) -> String {
         let draining = if node.draining { ", draining" } else { "" };
         text += &format!("node {} {} {:?}{draining}", id.0, node.name, node.standing);
         text += &format!(" incarnation {}\n", node.incarnation);
+    }
+    for (name, meant) in state.aliases() {
+        let before = meant.before.as_ref().map_or(String::new(), |one| format!(", before {one}"));
+        text += &format!("{name} means {}{before}\n", meant.deployment);
+    }
+    for name in state.draining() {
+        text += &format!("{name} gets no new requests\n");
     }
     for (id, group) in state.groups() {
         let ranks: Vec<String> =

@@ -29,8 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long one attempt to reach an address, and one answer, may take.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
-/// Attempts in a row to which not even the peer's machine answers, after which the way to it is cut.
-/// One that only loads is reached: its port is open.
+/// Attempts in a row to which not even the peer's machine answers, after which the way to it is
+/// cut. One that only loads is reached: its port is open.
 const UNANSWERED: u32 = 3;
 
 /// Longest pause between two attempts to reach a peer.
@@ -242,8 +242,8 @@ fn verdict(
 
 /// Connects to a lower rank, trying again until the deadline or until `stop`.
 ///
-/// `Err(Some)` is why the peer would not, `Timeout` where nothing comes back from its address; final
-/// if it comes before the deadline. `Err(None)`: no answer worth telling.
+/// `Err(Some)` is why the peer would not, `Timeout` where nothing comes back from its address;
+/// final if it comes before the deadline. `Err(None)`: no answer worth telling.
 pub(super) fn dial(
     group: &Group,
     peer: usize,

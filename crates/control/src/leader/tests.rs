@@ -129,6 +129,7 @@ impl Bench {
             let at = Coordinator {
                 cluster_address: format!("host-{node}:8100"),
                 http_address: format!("host-{node}:8000"),
+                model_digests: BTreeSet::new(),
             };
             self.apply(Command::SetCoordinator { node: NodeId(node), at }).unwrap();
         }
@@ -187,7 +188,7 @@ impl Bench {
             worker_address: format!("host-{number}:9000"),
             collective_addresses: vec![format!("host-{number}:9100")],
             devices: vec![DeviceSpec { memory_bytes: 64 << 20, weight: 1.0 }],
-            model_digest: "abc123".to_owned(),
+            model_digests: BTreeSet::from(["abc123".to_owned()]),
             kernel_class: "avx2".to_owned(),
             version: "0.0.0".to_owned(),
         };

@@ -62,7 +62,7 @@ pub fn info(number: u64) -> NodeInfo {
         worker_address: format!("host-{number}:9000"),
         collective_addresses: vec![format!("host-{number}:9100")],
         devices: vec![DeviceSpec { memory_bytes: 64 << 20, weight: 1.0 }],
-        model_digest: "abc123".to_owned(),
+        model_digests: BTreeSet::from(["abc123".to_owned()]),
         kernel_class: "avx2".to_owned(),
         version: "0.0.0".to_owned(),
     }
@@ -100,6 +100,7 @@ pub async fn coordinator(ranks: usize) -> Coordinator {
         at: cluster::Coordinator {
             cluster_address: address.clone(),
             http_address: "127.0.0.1:1".to_owned(),
+            model_digests: BTreeSet::from(["abc123".to_owned()]),
         },
         known: Vec::new(),
     };
@@ -147,7 +148,7 @@ impl Coordinator {
 
     pub async fn status(&self) -> pb::StatusReply {
         let mut client = self.client(&self.operator()).await;
-        client.status(pb::StatusRequest { local: false }).await.unwrap().into_inner()
+        client.status(pb::StatusRequest { local: false, load: false }).await.unwrap().into_inner()
     }
 
     /// Shows a token; the reply and what the node has then.
@@ -214,7 +215,7 @@ impl Worker {
         loop {
             let order = tokio::time::timeout(PATIENCE, self.orders.message()).await.unwrap()?;
             let order = order.ok_or_else(|| Status::ok("the stream ended"))?;
-            let order = Order::from_wire(order, &spec()).unwrap();
+            let order = Order::from_wire(order, |_| Some(spec())).unwrap();
             if order != Order::Lease {
                 return Ok(order);
             }

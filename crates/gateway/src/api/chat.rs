@@ -54,9 +54,13 @@ pub(crate) struct ChatRequest {
 }
 
 impl ChatRequest {
-    pub(crate) fn parse(body: &[u8], rules: &Rules<'_>) -> Result<Self, ApiError> {
-        let mut fields = Fields::parse(body, 0)?;
-        let options = Options::take(&mut fields, rules)?;
+    /// Of what is left of the body of a request for `model`.
+    pub(crate) fn take(
+        mut fields: Fields,
+        model: String,
+        rules: &Rules<'_>,
+    ) -> Result<Self, ApiError> {
+        let options = Options::take(&mut fields, model, rules)?;
         let conversation = Conversation::take(&mut fields, rules)?;
         fields.refuse(&["echo"], &Value::Null)?;
         // False by default and so set by clients that know vLLM: the template has them already.

@@ -27,9 +27,13 @@ pub(crate) struct CompletionsRequest {
 }
 
 impl CompletionsRequest {
-    pub(crate) fn parse(body: &[u8], rules: &Rules<'_>) -> Result<Self, ApiError> {
-        let mut fields = Fields::parse(body, rules.limits.batch)?;
-        let options = Options::take(&mut fields, rules)?;
+    /// Of what is left of the body of a request for `model`.
+    pub(crate) fn take(
+        mut fields: Fields,
+        model: String,
+        rules: &Rules<'_>,
+    ) -> Result<Self, ApiError> {
+        let options = Options::take(&mut fields, model, rules)?;
         let echo = fields.flag("echo")?.unwrap_or(false);
         let logprobs = fields.integer("logprobs", 0..=20)?;
         let max_tokens = fields.count("max_tokens", 0, usize::MAX)?;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-/// A model's card.
+/// A model's card. `root`: the deployment that its name means.
 pub(crate) fn card(name: &str, root: &str, created: u64, context: usize) -> Value {
     json!({
         "id": name,
@@ -15,9 +15,7 @@ pub(crate) fn card(name: &str, root: &str, created: u64, context: usize) -> Valu
     })
 }
 
-/// The list of cards, one per name.
-pub(crate) fn list(names: &[String], created: u64, context: usize) -> Value {
-    let root = names.first().map_or("", String::as_str);
-    let data: Vec<Value> = names.iter().map(|name| card(name, root, created, context)).collect();
-    json!({"object": "list", "data": data})
+/// The list of cards.
+pub(crate) fn list(cards: Vec<Value>) -> Value {
+    json!({"object": "list", "data": cards})
 }

@@ -48,7 +48,12 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    pub(crate) fn take(fields: &mut Fields, rules: &Rules<'_>) -> Result<Self, ApiError> {
+    /// Of a request for `model`.
+    pub(crate) fn take(
+        fields: &mut Fields,
+        model: String,
+        rules: &Rules<'_>,
+    ) -> Result<Self, ApiError> {
         fields.ignore(&[
             "user",
             "metadata",
@@ -68,7 +73,7 @@ impl Options {
             return Err(ApiError::invalid("best_of", message));
         }
         Ok(Self {
-            model: fields.text("model")?.ok_or_else(|| ApiError::missing("model"))?,
+            model,
             choices,
             sampling: sampling(fields, rules)?,
             stops: stops(fields, limits)?,

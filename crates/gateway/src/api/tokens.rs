@@ -16,16 +16,13 @@ pub(crate) enum Input {
 
 /// A /tokenize request.
 pub(crate) struct TokenizeRequest {
-    /// Optional here, as only one model is served.
-    pub(crate) model: Option<String>,
     pub(crate) input: Input,
     return_strings: bool,
 }
 
 impl TokenizeRequest {
-    pub(crate) fn parse(body: &[u8], rules: &Rules<'_>) -> Result<Self, ApiError> {
-        let mut fields = Fields::parse(body, 1)?;
-        let model = fields.text("model")?;
+    /// Of what is left of a body.
+    pub(crate) fn take(mut fields: Fields, rules: &Rules<'_>) -> Result<Self, ApiError> {
         let return_strings = fields.flag("return_token_strs")?.unwrap_or(false);
         let input = if fields.has_prompt() {
             let add_special = fields.flag("add_special_tokens")?.unwrap_or(true);
@@ -39,7 +36,7 @@ impl TokenizeRequest {
             Input::Chat(Conversation::take(&mut fields, rules)?)
         };
         fields.finish()?;
-        Ok(Self { model, input, return_strings })
+        Ok(Self { input, return_strings })
     }
 
     /// The answer for these ids.
@@ -56,17 +53,15 @@ impl TokenizeRequest {
 
 /// A /detokenize request.
 pub(crate) struct DetokenizeRequest {
-    pub(crate) model: Option<String>,
     pub(crate) ids: Vec<u32>,
 }
 
 impl DetokenizeRequest {
-    pub(crate) fn parse(body: &[u8], rules: &Rules<'_>) -> Result<Self, ApiError> {
-        let mut fields = Fields::parse(body, 0)?;
-        let model = fields.text("model")?;
+    /// Of what is left of a body.
+    pub(crate) fn take(mut fields: Fields, rules: &Rules<'_>) -> Result<Self, ApiError> {
         let ids = fields.ids("tokens", rules.limits.body_bytes, rules.vocab)?;
         let ids = ids.ok_or_else(|| ApiError::missing("tokens"))?;
         fields.finish()?;
-        Ok(Self { model, ids })
+        Ok(Self { ids })
     }
 }

@@ -324,8 +324,8 @@ async fn health_and_metrics_tell_the_truth() {
 #[tokio::test]
 async fn a_template_in_its_own_file_and_tokens_named_by_the_model() {
     let mut config = config();
-    config.files.tokenizer_config = None;
-    config.files.chat_template = Some(
+    config.models[0].files.tokenizer_config = None;
+    config.models[0].files.chat_template = Some(
         "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] | trim \
          + eos_token }}{% endfor %}"
             .to_owned(),
@@ -336,7 +336,7 @@ async fn a_template_in_its_own_file_and_tokens_named_by_the_model() {
     assert_eq!(chat["tokens"], json!(server.ids("<|bos|><|user|>x<|eos|>").await));
     let none = Server::with(Rule::default(), {
         let mut config = super::config();
-        config.files.tokenizer_config = None;
+        config.models[0].files.tokenizer_config = None;
         config
     })
     .await;

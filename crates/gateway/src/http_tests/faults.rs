@@ -35,7 +35,7 @@ async fn a_client_that_leaves_cancels_its_sequences() {
 async fn a_slow_reader_holds_back_its_leader() {
     let server = Server::with(Rule::default(), {
         let mut config = config();
-        config.context = 2_000_000;
+        config.models[0].context = 2_000_000;
         config
     })
     .await;
@@ -62,7 +62,7 @@ async fn a_slow_reader_holds_back_its_leader() {
 #[tokio::test]
 async fn a_client_that_never_reads_is_left() {
     let mut config = config();
-    config.context = 2_000_000;
+    config.models[0].context = 2_000_000;
     config.limits.send_timeout = Duration::from_millis(300);
     let server = Server::with(Rule::default(), config).await;
     let body = json!({"model": "demo", "prompt": "abc", "max_tokens": 1_900_000, "stream": true});
@@ -245,7 +245,7 @@ async fn shutdown_lets_open_answers_end_for_a_while() {
 async fn tokenising_is_bounded_and_its_panics_stay_inside() {
     let mut config = config();
     config.limits.tokenizing = 1;
-    let view = FixedView::new(nothing("nothing is placed", Outlook::Wished));
+    let view = FixedView::new();
     let gateway = Gateway::new(config, Box::new(view), well(), coordinator()).expect("starts");
     let gateway = Arc::new(gateway);
     let (release, held) = std::sync::mpsc::channel::<()>();

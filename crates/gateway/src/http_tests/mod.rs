@@ -5,10 +5,12 @@ mod answers;
 mod faults;
 mod keys;
 mod leader;
+mod names;
 mod refusals;
 mod repairs;
 mod streams;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -21,9 +23,9 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::config::{GatewayConfig, GatewayError, ModelFiles, RequestLimits};
+use crate::config::{GatewayConfig, GatewayError, ModelFiles, RequestLimits, ServedModel};
 use crate::gateway::Gateway;
-use crate::view::{Change, NoRoute, Outlook, View};
+use crate::view::{Change, Named, NoRoute, Outlook, View};
 use leader::{FakeLeader, Rule};
 
 const TOKENIZER: &[u8] = include_bytes!("../../tests/fixtures/byte_level.json");
@@ -37,41 +39,68 @@ fn config() -> GatewayConfig {
     let generation = r#"{"do_sample": true, "temperature": 0.5, "top_k": 7}"#;
     GatewayConfig {
         served_names: vec!["demo".to_owned(), "alias/of-demo".to_owned()],
-        digest: "abc123".to_owned(),
-        files: ModelFiles {
-            tokenizer_json: TOKENIZER.to_vec(),
-            tokenizer_config: Some(CONFIG.to_owned()),
-            chat_template: None,
-            generation_config: Some(generation.to_owned()),
-        },
-        context: CONTEXT,
-        vocab: 509,
-        bos: Some(0),
-        eos: vec![1],
+        models: vec![ServedModel {
+            digest: "abc123".to_owned(),
+            files: ModelFiles {
+                tokenizer_json: TOKENIZER.to_vec(),
+                tokenizer_config: Some(CONFIG.to_owned()),
+                chat_template: None,
+                generation_config: Some(generation.to_owned()),
+            },
+            context: CONTEXT,
+            vocab: 509,
+            bos: Some(0),
+            eos: vec![1],
+        }],
         limits: RequestLimits { patience: Duration::from_millis(400), ..Default::default() },
     }
 }
 
-/// A view that a test sets; and whether what falls falls by choice.
+/// A view that a test sets.
 #[derive(Clone)]
-struct FixedView(Arc<Mutex<Result<Route, NoRoute>>>, Arc<AtomicBool>);
+struct FixedView {
+    route: Arc<Mutex<Result<Route, NoRoute>>>,
+    /// By name: what it means.
+    names: Arc<Mutex<BTreeMap<String, Named>>>,
+    /// The deployment whose groups were asked for last.
+    asked: Arc<Mutex<String>>,
+    /// What falls falls by choice.
+    moved: Arc<AtomicBool>,
+}
 
 impl FixedView {
-    fn new(now: Result<Route, NoRoute>) -> Self {
-        Self(Arc::new(Mutex::new(now)), Arc::default())
+    fn new() -> Self {
+        let route = nothing("it starts", Outlook::Wished);
+        let second = ("second".to_owned(), named("second", "abc123"));
+        Self {
+            route: Arc::new(Mutex::new(route)),
+            names: Arc::new(Mutex::new(BTreeMap::from([second]))),
+            asked: Arc::default(),
+            moved: Arc::default(),
+        }
+    }
+
+    /// A name means this from now on; its digest is that of a model or none that is here.
+    fn name(&self, name: &str, meant: Named) {
+        self.names.lock().expect("not poisoned").insert(name.to_owned(), meant);
+    }
+
+    /// A name means nothing from now on.
+    fn forget(&self, name: &str) {
+        self.names.lock().expect("not poisoned").remove(name);
     }
 
     fn set(&self, to: Result<Route, NoRoute>) {
-        *self.0.lock().expect("not poisoned") = to;
+        *self.route.lock().expect("not poisoned") = to;
     }
 
     fn get(&self) -> Result<Route, NoRoute> {
-        self.0.lock().expect("not poisoned").clone()
+        self.route.lock().expect("not poisoned").clone()
     }
 
     /// The group's next incarnation, on the same leader. A group falls once.
     fn fence(&self, epoch: u64) {
-        let mut view = self.0.lock().expect("not poisoned");
+        let mut view = self.route.lock().expect("not poisoned");
         if let Ok(route) = view.as_mut()
             && route.epoch == Epoch(epoch)
         {
@@ -82,13 +111,19 @@ impl FixedView {
 
 impl View for FixedView {
     fn routes(&self, deployment: &str) -> Result<Vec<Route>, NoRoute> {
-        assert!(["demo", "second"].contains(&deployment), "the deployment's own name is asked for");
+        let names = self.names.lock().expect("not poisoned");
+        let own = names.get(deployment).is_some_and(|meant| meant.deployment == deployment);
+        assert!(own || deployment == "demo", "the deployment's own name is asked for");
+        deployment.clone_into(&mut self.asked.lock().expect("not poisoned"));
         self.get().map(|route| vec![route])
     }
 
-    fn deployments(&self, digest: &str) -> Vec<String> {
-        assert_eq!(digest, "abc123");
-        vec!["demo".to_owned(), "second".to_owned()]
+    fn meant(&self, name: &str) -> Option<Named> {
+        self.names.lock().expect("not poisoned").get(name).cloned()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.names.lock().expect("not poisoned").keys().cloned().collect()
     }
 
     fn stands(&self, route: &Route) -> bool {
@@ -96,7 +131,7 @@ impl View for FixedView {
     }
 
     fn moved(&self, _: &Route) -> bool {
-        self.1.load(Ordering::SeqCst)
+        self.moved.load(Ordering::SeqCst)
     }
 
     fn suspect(&self, _: &Route) -> Option<String> {
@@ -119,6 +154,12 @@ impl View for FixedView {
             }
         })
     }
+}
+
+/// A deployment of a model.
+fn named(deployment: &str, digest: &str) -> Named {
+    let (deployment, digest) = (deployment.to_owned(), digest.to_owned());
+    Named { deployment, digest, context: CONTEXT, draining: false }
 }
 
 /// A process that gets on.
@@ -169,7 +210,7 @@ impl Server {
     }
 
     async fn living(rule: Rule, config: GatewayConfig, vitals: crate::life::Vitals) -> Self {
-        let view = FixedView::new(nothing("it starts", Outlook::Wished));
+        let view = FixedView::new();
         let leader = FakeLeader::start(rule, view.clone()).await;
         view.set(Ok(route_to(&leader.address)));
         let socket = TcpSocket::new_v4().expect("a socket");

@@ -171,7 +171,7 @@ async fn ranks_that_move_are_nobodys_fault() {
     let bad = Server::start(Rule::default()).await.ids("!").await[0];
     let rule = Rule { poison: Some((bad, 4)), ..Rule::default() };
     let server = Server::start(rule).await;
-    server.view.1.store(true, Ordering::SeqCst);
+    server.view.moved.store(true, Ordering::SeqCst);
     let body = json!({"model": "demo", "prompt": "! x", "max_tokens": 9});
     let answer = server.post("/v1/completions", &body).await;
     // It never gets a token here and gives up in the end, as everybody's patience does.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{TOKENIZERS, data, text, tokenizer};
 use crate::api::chat::Conversation;
 use crate::config::{ModelFiles, RequestLimits};
-use crate::gateway::chat_text;
+use crate::face::chat_text;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 

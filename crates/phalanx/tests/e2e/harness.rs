@@ -77,6 +77,14 @@ impl Process {
         self.child.id()
     }
 
+    /// Asks it to end, and waits until it has.
+    pub(crate) fn terminate(&mut self) {
+        let sent = Command::new("kill").args(["-TERM", &self.id().to_string()]).status();
+        assert!(sent.expect("the kill command").success());
+        let ended = self.child.wait().expect("a process that ends");
+        assert!(ended.success(), "it ended with {ended}");
+    }
+
     /// Kills it at once, without a chance to say goodbye.
     pub(crate) fn kill(&mut self) {
         self.child.kill().expect("a process to kill");
@@ -364,11 +372,17 @@ impl Http {
 
     /// A stream's reader; dropping it disconnects.
     pub(crate) fn stream(&self, path: &str, body: &Value) -> impl BufRead + use<> {
+        self.try_stream(path, body).expect("an answer")
+    }
+
+    /// The body of an answer that must be a good one, as it comes, if there is an answer at all.
+    pub(crate) fn try_stream(&self, path: &str, body: &Value) -> Option<impl BufRead + use<>> {
         let request = Self::agent().post(format!("{}{path}", self.base));
-        let response = request.send_json(body).expect("an answer");
-        assert_eq!(response.status(), 200);
+        let mut response = request.send_json(body).ok()?;
+        let status = response.status();
+        assert_eq!(status, 200, "{}", response.body_mut().read_to_string().unwrap_or_default());
         let reader: Box<dyn Read> = Box::new(response.into_body().into_reader());
-        BufReader::new(reader)
+        Some(BufReader::new(reader))
     }
 
     /// Waits until the server is healthy.

@@ -20,4 +20,5 @@ mod pods;
 mod ports;
 mod rotation;
 mod survive;
+mod swap;
 mod wire_tap;

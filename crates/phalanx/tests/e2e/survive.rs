@@ -146,6 +146,16 @@ pub(crate) type Gap = (Instant, Instant);
 /// Everything that a client is shown of an answer, without what each has of its own; chunks by
 /// choice. Also how long each event took.
 pub(crate) fn shown(http: &Http, path: &str, body: &Value, gaps: &mut Vec<Gap>) -> String {
+    try_shown(http, path, body, gaps).expect("an answer")
+}
+
+/// The same; `None` where there is nobody who answers. One that has begun must come whole.
+pub(crate) fn try_shown(
+    http: &Http,
+    path: &str,
+    body: &Value,
+    gaps: &mut Vec<Gap>,
+) -> Option<String> {
     let own = |mut value: Value| {
         assert!(value.get("error").is_none(), "an error to a client: {value}");
         if let Some(fields) = value.as_object_mut() {
@@ -156,19 +166,18 @@ pub(crate) fn shown(http: &Http, path: &str, body: &Value, gaps: &mut Vec<Gap>) 
     };
     let mut last = Instant::now();
     if body["stream"] != true {
-        let (status, answer) = http.post(path, body);
-        assert_eq!(status, 200, "an error to a client: {answer}");
-        return own(answer).to_string();
+        let answer = serde_json::from_reader(http.try_stream(path, body)?);
+        return Some(own(answer.expect("a whole answer in JSON")).to_string());
     }
     let mut by_choice: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-    for line in http.stream(path, body).lines() {
+    for line in http.try_stream(path, body)?.lines() {
         let line = line.expect("a stream that is not cut off");
         let Some(data) = line.strip_prefix("data: ") else { continue };
         let now = Instant::now();
         gaps.push((last, now));
         last = now;
         if data == "[DONE]" {
-            return format!("{by_choice:?}");
+            return Some(format!("{by_choice:?}"));
         }
         let event = own(serde_json::from_str(data).expect("an event in JSON"));
         let choice = event["choices"][0]["index"].as_u64().unwrap_or(u64::MAX);
