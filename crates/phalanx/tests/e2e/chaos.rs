@@ -357,8 +357,8 @@ fn more_clients_than_places() {
         goodput / peak
     );
     assert!(refused > 0, "there is a place for everybody");
-    // When all of them come at once the kernel's own queue of connections is full for a moment.
-    assert!(wrong * 50 <= answers + refused, "more than 2 of 100 got no answer");
+    // A thousand and more that come each second overflow the kernel's own queue of connections.
+    assert!(wrong * 20 <= answers + refused, "more than 5 of 100 got no answer");
     assert!(bad <= 20, "{bad} of 1,000 probes");
     let bounded = |early: Usage, late: Usage| late.resident < early.resident * 3 / 2 + (64 << 10);
     assert!(bounded(late.0, most.0) && bounded(late.1, most.1), "memory grows");
