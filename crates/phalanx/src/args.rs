@@ -169,6 +169,9 @@ pub(crate) struct Http {
     /// Port to serve HTTP on; 0 takes a free one.
     #[arg(long, default_value_t = 8000)]
     pub(crate) port: u16,
+    /// How long open answers may go on once this process is told to end.
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = crate::config::time)]
+    pub(crate) grace: std::time::Duration,
 }
 
 #[derive(Debug, Group)]

@@ -11,7 +11,7 @@ use control::leader::Timing;
 use gateway::{GatewayConfig, RequestLimits, ServedModel};
 use model::ComputeType;
 
-use crate::args::{Compute, Deploy, Patience, Quantize};
+use crate::args::{Compute, Deploy, Http, Patience, Quantize};
 use crate::model_dir::ModelDir;
 
 /// KV cache that is kept where one context needs less, in tokens.
@@ -241,7 +241,7 @@ pub(crate) fn served_names(deploy: &Deploy, model: &ModelDir) -> Vec<String> {
 
 /// What the gateway needs of the options and the models, of which `deployment` has the first.
 pub(crate) fn gateway(
-    deploy: &Deploy,
+    (deploy, http): (&Deploy, &Http),
     models: &[ModelDir],
     deployment: &Deployment,
 ) -> anyhow::Result<GatewayConfig> {
@@ -260,7 +260,7 @@ pub(crate) fn gateway(
     Ok(GatewayConfig {
         served_names: served_names(deploy, first),
         models: models.iter().map(served).collect::<anyhow::Result<_>>()?,
-        limits: RequestLimits::default(),
+        limits: RequestLimits { drain: http.grace, ..RequestLimits::default() },
     })
 }
 

@@ -46,7 +46,7 @@ pub(crate) async fn run(args: args::Coordinator) -> anyhow::Result<()> {
     let models = ModelDir::open_all(&args.directories)?;
     let first = models.first().context("a model directory is needed")?;
     let wished = config::deployment(&args.deploy, args.ranks.unwrap_or(1), first)?;
-    let gateway = config::gateway(&args.deploy, &models, &wished)?;
+    let gateway = config::gateway((&args.deploy, &args.http), &models, &wished)?;
     let timing = config::timing(&args.patience)?;
     let http = bind_http(&args.http).await?;
     let cluster = TcpListener::bind(args.listen)

@@ -28,7 +28,7 @@ pub(crate) async fn run(args: args::Serve) -> anyhow::Result<()> {
     let model = ModelDir::open(&args.directory)?;
     let deployment = config::deployment(&args.deploy, args.ranks, &model)?;
     let models = std::slice::from_ref(&model);
-    let gateway = config::gateway(&args.deploy, models, &deployment)?;
+    let gateway = config::gateway((&args.deploy, &args.http), models, &deployment)?;
     let share = Share { ranks: args.ranks, threads: args.threads, memory: args.memory };
     let http = coordinator::bind_http(&args.http).await?;
     let cluster = bind_cluster().await?;
