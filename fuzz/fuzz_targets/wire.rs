@@ -39,7 +39,10 @@ fuzz_target!(|data: &[u8]| {
             }
         }
         2 => take(bytes, Report::from_wire, Report::to_wire),
-        3 => take(bytes, |order| Order::from_wire(order, spec()), Order::to_wire),
+        3 => {
+            let known = |_: &str| Some(spec().clone());
+            take(bytes, |order| Order::from_wire(order, known), Order::to_wire);
+        }
         4 => take(bytes, StepOrder::from_wire, StepOrder::to_wire),
         5 => take(bytes, StepReport::from_wire, StepReport::to_wire),
         6 => take(bytes, Generate::from_wire, Generate::to_wire),
