@@ -369,14 +369,48 @@ fn who_is_blamed_is_left_out_for_a_while() {
     let (_, epoch, _) = bench.group();
     bench.report(second, Report::Ready { group, epoch, rank: 0 });
     // When the narrow group has served for its while, the blame still stands; then it is over.
+    let served = narrow_for(&mut bench, [first, second]);
+    assert!((9_900..=10_100).contains(&served), "taken in again after {served} ms");
+}
+
+/// How long the group serves with one rank, in milliseconds.
+fn narrow_for(bench: &mut Bench, sessions: [SessionId; 2]) -> u64 {
     let mut served = 0;
     while bench.holders().len() == 1 {
         bench.wait(100);
-        bench.report(first, Report::Heartbeat);
-        bench.report(second, Report::Heartbeat);
+        sessions.into_iter().for_each(|session| bench.report(session, Report::Heartbeat));
         served += 100;
     }
-    assert!((9_900..=10_100).contains(&served), "taken in again after {served} ms");
+    served
+}
+
+/// The way between two nodes is cut, and each of them is there.
+#[test]
+fn a_group_that_cannot_form_with_another_tries_ever_more_rarely() {
+    let (mut bench, sessions, group, _) = Bench::serving();
+    // The second worker gives up the first, and serves alone for so many seconds.
+    let alone = |bench: &mut Bench| {
+        let (_, epoch, _) = bench.group();
+        let rank = bench.holders().iter().position(|(node, _)| *node == 3).expect("its rank");
+        let reason = "the other rank did not answer in time".to_owned();
+        let blames = Some(1 - rank);
+        bench.report(sessions[1], Report::Failed { group, epoch, rank, reason, blames });
+        let (_, epoch, _) = bench.group();
+        bench.report(sessions[1], Report::Ready { group, epoch, rank: 0 });
+        assert_eq!(bench.group(), (group, epoch, Phase::Serving));
+        narrow_for(bench, sessions) / 1_000
+    };
+    // Blame alone lasts for ten seconds; at the first failure the group served.
+    let waited = [0; 5].map(|_| alone(&mut bench));
+    assert_eq!(waited, [10, 10, 20, 40, 80]);
+    // Once it has formed that is forgotten.
+    let (_, epoch, _) = bench.group();
+    for (rank, (node, _)) in bench.holders().into_iter().enumerate() {
+        let session = sessions[usize::from(node == 3)];
+        bench.report(session, Report::Ready { group, epoch, rank });
+    }
+    assert_eq!(bench.group(), (group, epoch, Phase::Serving));
+    assert_eq!(alone(&mut bench), 10);
 }
 
 #[test]

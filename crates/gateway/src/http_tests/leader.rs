@@ -86,19 +86,30 @@ impl FakeLeader {
 
     /// Waits until `count` streams are open.
     pub(super) async fn wait_open(&self, count: usize) {
-        let reached = async {
-            while self.open() != count {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        let waited = tokio::time::timeout(Duration::from_secs(5), reached).await;
-        assert!(waited.is_ok(), "{} streams are open, {count} expected", self.open());
+        let open = reached(|| self.open() == count).await;
+        assert!(open, "{} streams are open, {count} expected", self.open());
+    }
+
+    /// Waits until at least `count` tokens were produced.
+    pub(super) async fn wait_produced(&self, count: usize) {
+        let produced = reached(|| self.produced() >= count).await;
+        assert!(produced, "{} tokens, {count} expected", self.produced());
     }
 
     /// The requests so far, oldest first.
     pub(super) fn seen(&self) -> Vec<pb::GenerateRequest> {
         self.seen.lock().expect("not poisoned").clone()
     }
+}
+
+/// Whether something holds before one has waited for too long.
+async fn reached(holds: impl Fn() -> bool) -> bool {
+    let holds = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), holds).await.is_ok()
 }
 
 /// The answer's tokens: the prompt from its `choice`th token on, over and over.

@@ -29,13 +29,6 @@ async fn start() -> Server {
     server
 }
 
-/// Waits until the only answer has some tokens.
-async fn begun(server: &Server) {
-    while server.leader.produced() < 4 {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
 fn chat(model: &str) -> Value {
     let messages = json!([{"role": "user", "content": "a b"}]);
     json!({"model": model, "messages": messages, "max_tokens": 3})
@@ -83,7 +76,7 @@ async fn an_alias_is_looked_up_once_for_each_request() {
     let body = json!({"model": "chat", "prompt": "abc", "max_tokens": 40, "stream": true});
     let running = server.post("/v1/completions", &body);
     let moved = async {
-        begun(&server).await;
+        server.leader.wait_produced(4).await;
         server.view.name("chat", named("other", SECOND));
         // It loses its group, too: what it goes on in is still its deployment's.
         server.view.fence(9);
@@ -137,7 +130,7 @@ async fn a_deployment_that_drains_gets_nothing_new_and_ends_what_it_has() {
     let body = json!({"model": "second", "prompt": "abc", "max_tokens": 40, "stream": true});
     let running = server.post("/v1/completions", &body);
     let drained = async {
-        begun(&server).await;
+        server.leader.wait_produced(4).await;
         server.view.name("second", Named { draining: true, ..named("second", "abc123") });
         server.view.fence(9);
         let refused = server.post("/v1/completions", &body).await;

@@ -53,6 +53,11 @@ impl Usage {
         let descriptors = std::fs::read_dir(format!("{at}/fd")).expect("its descriptors").count();
         Self { resident, descriptors }
     }
+
+    /// Whether, under load all the while, it did not grow on and on since `early`.
+    fn bounded_by(self, early: Self) -> bool {
+        self.resident < early.resident * 3 / 2 + (64 << 10)
+    }
 }
 
 /// Kills one worker and starts it again, so many times, under mixed load; afterwards nothing that
@@ -329,8 +334,7 @@ fn fifty_times_too_much() {
     println!("coordinator and worker: calm {calm:?}, early {early:?}, late {late:?}");
     assert_eq!(bad, 0, "busy was reported dead");
     assert_eq!(wrong, 0, "an answer that is none");
-    let bounded = |early: Usage, late: Usage| late.resident < early.resident * 3 / 2 + (64 << 10);
-    assert!(bounded(early.0, late.0) && bounded(early.1, late.1), "memory grows");
+    assert!(late.0.bounded_by(early.0) && late.1.bounded_by(early.1), "memory grows");
     http.wait("to be idle", || http.metric("phalanx_kv_blocks_used") == 0.0);
     assert_eq!(http.metric("phalanx_integrity"), 1.0);
 }
@@ -360,7 +364,6 @@ fn more_clients_than_places() {
     // A thousand and more that come each second overflow the kernel's own queue of connections.
     assert!(wrong * 20 <= answers + refused, "more than 5 of 100 got no answer");
     assert!(bad <= 20, "{bad} of 1,000 probes");
-    let bounded = |early: Usage, late: Usage| late.resident < early.resident * 3 / 2 + (64 << 10);
-    assert!(bounded(late.0, most.0) && bounded(late.1, most.1), "memory grows");
+    assert!(most.0.bounded_by(late.0) && most.1.bounded_by(late.1), "memory grows");
     http.wait("to be idle", || http.metric("phalanx_kv_blocks_used") == 0.0);
 }

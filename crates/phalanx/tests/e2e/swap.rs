@@ -87,6 +87,15 @@ struct Town {
 }
 
 impl Town {
+    /// Deploys the demo model as `one`, for clients who ask for the alias.
+    fn begin(&self, ranks: usize) {
+        self.deploy("one", "demo", ranks);
+        self.run(&["alias", ALIAS, "--to", "one"]);
+        for http in self.gateways() {
+            http.wait("to know the alias", || http.get("/v1/models/chat").0 == 200);
+        }
+    }
+
     /// Nothing is deployed yet.
     fn start(coordinators: usize, workers: usize) -> Self {
         let mut town = Self {
@@ -360,11 +369,7 @@ fn check(got: &[Got], seen: &Seen, [old, new]: [usize; 2], (from, to): (Instant,
 fn a_model_is_swapped_and_swapped_back_without_a_failed_request() {
     let town = Town::start(3, 4);
     let gold = Arc::new(town.pair.gold());
-    town.deploy("one", "demo", 2);
-    town.run(&["alias", ALIAS, "--to", "one"]);
-    for http in town.gateways() {
-        http.wait("to know the alias", || http.get("/v1/models/chat").0 == 200);
-    }
+    town.begin(2);
     let clients = Clients::start(town.gateways(), &gold, 4);
     let start = Instant::now();
     clients.more(8);
@@ -399,8 +404,7 @@ fn a_model_is_swapped_and_swapped_back_without_a_failed_request() {
 #[test]
 fn a_swap_without_room_says_what_is_missing_and_changes_nothing() {
     let town = Town::start(1, 2);
-    town.deploy("one", "demo", 2);
-    town.run(&["alias", ALIAS, "--to", "one"]);
+    town.begin(2);
     let before = town.status();
     let errors = town.refused(&["swap", ALIAS, "--to", "two", "--model", "next"]);
     let missing = "there is no room for two beside chat: 0 of 2 devices with the model are free";
@@ -423,8 +427,7 @@ fn a_swap_without_room_says_what_is_missing_and_changes_nothing() {
 #[test]
 fn a_swap_that_was_interrupted_goes_on_where_it_was() {
     let town = Town::start(1, 2);
-    town.deploy("one", "demo", 1);
-    town.run(&["alias", ALIAS, "--to", "one"]);
+    town.begin(1);
     // As if the command had ended once the new one was deployed.
     town.run(&["deploy", "next"]);
     let errors = town.refused(&["swap", ALIAS, "--to", "next", "--model", "demo"]);
@@ -500,11 +503,7 @@ fn a_deployment_that_drains_ends_what_it_has_begun_and_begins_nothing() {
 fn every_process_is_restarted_in_turn_without_a_failed_request() {
     let mut town = Town::start(3, 3);
     let gold = Arc::new(town.pair.gold());
-    town.deploy("one", "demo", 2);
-    town.run(&["alias", ALIAS, "--to", "one"]);
-    for http in town.gateways() {
-        http.wait("to know the alias", || http.get("/v1/models/chat").0 == 200);
-    }
+    town.begin(2);
     let clients = Clients::start(town.gateways(), &gold, 4);
     clients.more(6);
     for number in 1..=town.workers.len() {
