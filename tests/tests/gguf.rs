@@ -165,8 +165,9 @@ fn values_of_both_plain_types_of_two_bytes() {
     let device = CpuDevice::new(1, None).expect("a CPU device");
     for (path, want) in [(&path, &bf16 as &dyn Fn(u16) -> f64), (&as_f16, &half)] {
         let checkpoint = open(path).1;
-        let tensor = checkpoint.tensor(Some(0), Part::Output).expect("there");
-        let matrix = device.pack(&tensor.source(0..128, 0..192), Precision::F32).expect("packed");
+        let mut tensor = checkpoint.tensor(Some(0), Part::Output).expect("there");
+        let source = tensor.source(0..128, 0..192).expect("read");
+        let matrix = device.pack(&source, Precision::F32).expect("packed");
         let ids: Vec<Option<u32>> = (0..128).map(Some).collect();
         let mut out = device.tensor(128, 192).expect("a tensor");
         device.embed(&matrix, &ids, 0, &mut out).expect("read back");

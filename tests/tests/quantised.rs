@@ -54,8 +54,8 @@ fn errors(name: &str, precision: Precision) -> BTreeMap<&'static str, Error> {
     for tensor in golden.spec.tensors() {
         let Some(class) = class(tensor.part) else { continue };
         let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
-        let stored = golden.checkpoint.tensor(tensor.layer, tensor.part).expect("a tensor");
-        let source = stored.source(0..rows, 0..columns);
+        let mut stored = golden.checkpoint.tensor(tensor.layer, tensor.part).expect("a tensor");
+        let source = stored.source(0..rows, 0..columns).expect("read");
         let read = |precision| {
             let matrix = device.pack(&source, precision).expect("packed");
             let ids: Vec<Option<u32>> = (0..rows as u32).map(Some).collect();

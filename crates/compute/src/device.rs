@@ -187,6 +187,15 @@ impl<'a> WeightSource<'a> {
             paired: None,
         }
     }
+
+    /// Which of `bytes` packing it reads: ascending runs for a matrix that is not `paired`, that
+    /// do not touch. What `encoding` holds is read as a whole.
+    ///
+    /// # Errors
+    /// As [`Device::pack`], where the part does not stand in the matrix.
+    pub fn touched(&self) -> Result<Vec<Range<usize>>, DeviceError> {
+        crate::cpu::touched(self)
+    }
 }
 
 /// One product within a [`Device::matmul`] call:

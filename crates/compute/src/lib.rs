@@ -19,4 +19,4 @@ pub use device::{
     Encoding, GroupScore, Groups, HeadMap, Int4, Int4Order, Precision, RopePairs, RopeTable,
     Rounding, Routes, Routing, Score, Segment, StoredType, WeightSource,
 };
-pub use mapped::MappedFile;
+pub use mapped::{MappedFile, SparseMemory};

@@ -1,6 +1,6 @@
-//! Read-only views of files.
+//! Read-only views of files, and memory that copies of their parts go to.
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -8,9 +8,8 @@ use std::path::Path;
 /// A file's bytes, read from disk as they are touched.
 ///
 /// The file must keep its length while it is mapped: a process that reads beyond the new end of a
-/// truncated file is killed by the system, and bytes changed in place show through. Model files
-/// are published under a name and never changed after; who truncates one under a running worker
-/// has stopped that worker.
+/// truncated file is killed by the system, and bytes changed in place show through. So files are
+/// mapped to be looked at once, at a start; what a worker loads later is read and checked.
 #[derive(Debug)]
 pub struct MappedFile {
     /// `None` for an empty file, which cannot be mapped everywhere.
@@ -43,6 +42,43 @@ impl MappedFile {
     }
 }
 
+/// From so many bytes on, memory is asked for in large pages.
+#[cfg(target_os = "linux")]
+const LARGE: usize = 8 << 20;
+
+/// Zeros that take up memory only where they were written to, and go back to the system at once.
+#[derive(Debug)]
+pub struct SparseMemory {
+    /// `None` for no bytes, which cannot be mapped.
+    map: Option<MmapMut>,
+}
+
+impl SparseMemory {
+    /// So many bytes.
+    ///
+    /// # Errors
+    /// The system has no room for them.
+    pub fn new(length: usize) -> io::Result<SparseMemory> {
+        let map = if length == 0 { None } else { Some(MmapMut::map_anon(length)?) };
+        #[cfg(target_os = "linux")]
+        if let Some(map) = map.as_ref().filter(|map| map.len() >= LARGE) {
+            // Most of its time would go into small pages. Where there are no large ones, so be it.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        Ok(SparseMemory { map })
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+
+    /// All of it, to be written.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.map.as_deref_mut().unwrap_or_default()
+    }
+}
+
 #[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
@@ -57,5 +93,15 @@ mod tests {
         assert_eq!(MappedFile::open(&path).unwrap().bytes(), b"");
         assert!(MappedFile::open(folder.path()).is_err());
         assert!(MappedFile::open(&folder.path().join("missing")).is_err());
+    }
+
+    #[test]
+    fn sparse_memory_is_zeros_until_written() {
+        let mut memory = SparseMemory::new(1 << 20).unwrap();
+        memory.bytes_mut()[70_000] = 7;
+        assert_eq!(memory.bytes().len(), 1 << 20);
+        let set: Vec<_> = memory.bytes().iter().enumerate().filter(|(_, b)| **b != 0).collect();
+        assert_eq!(set, [(70_000, &7)]);
+        assert!(SparseMemory::new(0).unwrap().bytes_mut().is_empty());
     }
 }

@@ -8,7 +8,7 @@ use support::*;
 
 /// What was packed, row by row. All devices must agree.
 fn unpacked(source: &WeightSource<'_>) -> Vec<f32> {
-    let read = |device: &compute::CpuDevice| {
+    let read = |device: &compute::CpuDevice, source: &WeightSource<'_>| {
         let matrix = device.pack(source, Precision::F32).unwrap();
         let (rows, columns) = device.matrix_shape(&matrix);
         assert_eq!((rows, columns), (source.rows.len(), source.columns.len()));
@@ -17,10 +17,17 @@ fn unpacked(source: &WeightSource<'_>) -> Vec<f32> {
         device.embed(&matrix, &ids, 0, &mut out).unwrap();
         out.values().to_vec()
     };
-    let values = read(&plain());
+    let values = read(&plain(), source);
     for device in devices() {
-        assert_eq!(bits(&read(&device)), bits(&values), "{device:?}");
+        assert_eq!(bits(&read(&device, source)), bits(&values), "{device:?}");
     }
+    // What is said to be touched is all that is read.
+    let mut there = vec![0x5a; source.bytes.len()];
+    for run in source.touched().unwrap() {
+        there[run.clone()].copy_from_slice(&source.bytes[run]);
+    }
+    let from_there = read(&plain(), &WeightSource { bytes: &there, ..source.clone() });
+    assert_eq!(bits(&from_there), bits(&values));
     values
 }
 

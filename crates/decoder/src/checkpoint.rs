@@ -1,14 +1,15 @@
-//! A model directory's safetensors files, or one GGUF file, mapped and checked against the spec
-//! before use.
+//! A model directory's safetensors files, or one GGUF file, checked against the spec before use.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use compute::MappedFile;
+use compute::{MappedFile, SparseMemory};
+use model::content::Content;
 use model::gguf::GgufError;
 use model::safetensors::{self, Header, Index, SafetensorsError};
 use model::{Format, ModelSpec, Part};
 
+use crate::files::WeightFile;
 use crate::gguf;
 use crate::stored::{Finder, Located, StoredTensor};
 
@@ -26,6 +27,20 @@ pub enum CheckpointError {
         file: String,
         /// Why.
         source: std::io::Error,
+    },
+    /// A file is not what it was when the model was digested.
+    #[error("{file} is no longer what it was when the model was digested, from byte {at} on")]
+    Changed {
+        /// The file's name.
+        file: String,
+        /// Where the piece begins that differs.
+        at: u64,
+    },
+    /// What the model was digested from does not name a file of weights.
+    #[error("{file} was not there when the model was digested")]
+    New {
+        /// The file's name.
+        file: String,
     },
     /// The directory holds pickles and no safetensors.
     #[error(
@@ -140,64 +155,63 @@ pub enum CheckpointError {
     },
 }
 
-/// A mapped checkpoint whose every tensor was found with the right shape.
+/// A checkpoint whose every tensor was found with the right shape.
 pub struct Checkpoint {
-    files: Vec<MappedFile>,
+    files: Vec<WeightFile>,
     tensors: BTreeMap<(Option<usize>, Part), Located>,
 }
 
 impl Checkpoint {
-    /// Maps the safetensors files of `directory`, or `directory` itself where the spec is that of a
-    /// GGUF file, and checks them against `spec`: every tensor is there once, has the implied
+    /// Opens the safetensors files of `directory`, or `directory` itself where the spec is that of
+    /// a GGUF file, and checks them against `spec`: every tensor is there once, has the implied
     /// shape, a readable type and its scales, and nothing else is there but what the spec says to
     /// ignore.
     pub fn open(directory: &Path, spec: &ModelSpec) -> Result<Self, CheckpointError> {
         if let Format::Gguf(_) = spec.format {
             let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let read = |source| CheckpointError::Read { file: name.clone(), source };
-            let file = MappedFile::open(directory).map_err(read)?;
-            let tensors = gguf::locate(&name, file.bytes(), spec)?;
+            let mapped = MappedFile::open(directory).map_err(read)?;
+            let tensors = gguf::locate(&name, mapped.bytes(), spec)?;
+            let file = WeightFile::open(&name, directory, mapped.bytes().len())?;
             return Ok(Self { files: vec![file], tensors });
         }
         let (names, index) = weight_files(directory)?;
-        let mut files = Vec::new();
-        let mut headers = Vec::new();
+        let (mut files, mut mapped, mut headers) = (Vec::new(), Vec::new(), Vec::new());
         for name in &names {
             let read = |source| CheckpointError::Read { file: name.clone(), source };
-            let file = MappedFile::open(&directory.join(name)).map_err(read)?;
-            headers.push(safetensors::parse_header(name, file.bytes())?);
-            files.push(file);
+            let path = directory.join(name);
+            let map = MappedFile::open(&path).map_err(read)?;
+            headers.push(safetensors::parse_header(name, map.bytes())?);
+            files.push(WeightFile::open(name, &path, map.bytes().len())?);
+            mapped.push(map);
         }
         let holders = holders(&headers)?;
         if let Some(index) = index {
             check_index(&index, &headers, &holders)?;
         }
         let tensors = locate(spec, &headers, holders)?;
-        let checkpoint = Self { files, tensors };
-        checkpoint.check_tied(spec, &headers)?;
-        Ok(checkpoint)
+        check_tied(spec, &headers, &mapped)?;
+        Ok(Self { files, tensors })
     }
 
-    /// A stored copy of a tied head must be one: another matrix would be dropped in silence.
-    fn check_tied(&self, spec: &ModelSpec, headers: &[Header]) -> Result<(), CheckpointError> {
-        let embedding = spec.tensor(None, Part::Embedding).map(|tensor| tensor.name);
-        let (Some(head), Some(embedding)) = (
-            self.stored(headers, HEAD),
-            embedding.and_then(|embedding| self.stored(headers, &embedding)),
-        ) else {
-            return Ok(());
-        };
-        if spec.tied && head.1 != embedding.1 {
-            return Err(CheckpointError::OtherHead { file: head.0.to_owned() });
+    /// The same, which from now on yields only what was there when the model was digested: by file
+    /// name, what each file held. Whatever else is found later is an error of who reads it. Large
+    /// parts are read and checked by so many threads.
+    ///
+    /// # Errors
+    /// A file has another length, or was not there.
+    pub fn expecting(
+        mut self,
+        contents: &BTreeMap<String, Content>,
+        threads: usize,
+    ) -> Result<Self, CheckpointError> {
+        for file in &mut self.files {
+            let content = contents.get(file.name()).cloned();
+            let new = || CheckpointError::New { file: file.name().to_owned() };
+            let content = content.ok_or_else(new)?;
+            file.expect(content, threads)?;
         }
-        Ok(())
-    }
-
-    /// The file and the bytes of a stored tensor.
-    fn stored<'a>(&'a self, headers: &'a [Header], tensor: &str) -> Option<(&'a str, &'a [u8])> {
-        headers.iter().zip(&self.files).find_map(|(header, file)| {
-            header.get(tensor).map(|info| (header.file(), &file.bytes()[info.range.clone()]))
-        })
+        Ok(self)
     }
 
     /// One tensor of the model.
@@ -206,9 +220,39 @@ impl Checkpoint {
         layer: Option<usize>,
         part: Part,
     ) -> Result<StoredTensor<'_>, CheckpointError> {
+        self.tensor_within(layer, part, &mut None)
+    }
+
+    /// The same in memory that another one left, where that is large enough.
+    pub(crate) fn tensor_within(
+        &self,
+        layer: Option<usize>,
+        part: Part,
+        used: &mut Option<SparseMemory>,
+    ) -> Result<StoredTensor<'_>, CheckpointError> {
         let located =
             self.tensors.get(&(layer, part)).ok_or(CheckpointError::NoSuchPart { layer, part })?;
-        Ok(StoredTensor::new(located, &self.files))
+        StoredTensor::new(located, &self.files, used)
+    }
+}
+
+/// A stored copy of a tied head must be one: another matrix would be dropped in silence.
+fn check_tied(
+    spec: &ModelSpec,
+    headers: &[Header],
+    mapped: &[MappedFile],
+) -> Result<(), CheckpointError> {
+    let stored = |tensor: &str| {
+        headers.iter().zip(mapped).find_map(|(header, file)| {
+            header.get(tensor).map(|info| (header.file(), &file.bytes()[info.range.clone()]))
+        })
+    };
+    let embedding = spec.tensor(None, Part::Embedding).map(|tensor| tensor.name);
+    match (stored(HEAD), embedding.and_then(|embedding| stored(&embedding))) {
+        (Some((file, head)), Some((_, embedding))) if spec.tied && head != embedding => {
+            Err(CheckpointError::OtherHead { file: file.to_owned() })
+        }
+        _ => Ok(()),
     }
 }
 

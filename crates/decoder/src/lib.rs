@@ -8,6 +8,7 @@
 mod attention;
 mod checkpoint;
 mod feed_forward;
+mod files;
 mod forward;
 mod gguf;
 mod kept;

@@ -91,6 +91,9 @@ pub enum LoadError {
     Stopped,
 }
 
+/// Most bytes of memory that one tensor leaves to the next.
+const REUSED: usize = 64 << 20;
+
 /// Loads one part of a checkpoint at a time and counts what it read.
 struct Loader<'a, D: Device> {
     device: &'a D,
@@ -107,6 +110,8 @@ struct Loader<'a, D: Device> {
     before: Kept<D>,
     /// Everything packed or taken over so far.
     weights: Kept<D>,
+    /// The tensor that was read last.
+    open: Option<((Option<usize>, Part), StoredTensor<'a>)>,
 }
 
 impl<D: Device> Decoder<D> {
@@ -149,6 +154,7 @@ impl<D: Device> Decoder<D> {
             rounding: Rounding::default(),
             before: kept.unwrap_or_else(|| Kept::new(&spec, compute)),
             weights: Kept::new(&spec, compute),
+            open: None,
         };
         let context = cache.context.min(spec.context);
         let loaded = loader.all(cache, context, progress);
@@ -253,7 +259,17 @@ fn edge_precision(compute: ComputeType) -> Precision {
     }
 }
 
-impl<D: Device> Loader<'_, D> {
+fn pack<D: Device>(
+    device: &D,
+    tensor: &str,
+    source: &WeightSource<'_>,
+    precision: Precision,
+) -> Result<D::Matrix, LoadError> {
+    let failed = |source| LoadError::Pack { tensor: tensor.to_owned(), source };
+    device.pack(source, precision).map_err(failed)
+}
+
+impl<'a, D: Device> Loader<'a, D> {
     fn all(
         &mut self,
         cache: CacheSize,
@@ -283,6 +299,25 @@ impl<D: Device> Loader<'_, D> {
         Ok(Loaded { edges, layers, caches, ropes, scratch: Scratch::new(device)? })
     }
 
+    /// A tensor; the one of the call before still has what was read of it.
+    fn tensor(
+        &mut self,
+        layer: Option<usize>,
+        part: Part,
+    ) -> Result<&mut StoredTensor<'a>, LoadError> {
+        let at = (layer, part);
+        let mut used = None;
+        match self.open.take() {
+            Some(same) if same.0 == at => return Ok(&mut self.open.insert(same).1),
+            Some((_, other)) => used = Some(other.into_memory()),
+            None => {}
+        }
+        // Pages that are there already cost nothing; but not those of an embedding for ever.
+        let mut used = used.filter(|memory| memory.bytes().len() <= REUSED);
+        let tensor = self.checkpoint.tensor_within(layer, part, &mut used)?;
+        Ok(&mut self.open.insert((at, tensor)).1)
+    }
+
     /// Packs a rectangle of a tensor.
     fn pack(
         &mut self,
@@ -293,26 +328,26 @@ impl<D: Device> Loader<'_, D> {
         precision: Precision,
     ) -> Result<Packed<D>, LoadError> {
         let key = Key::new(layer, part, (&rows, &columns), false);
-        let tensor = self.checkpoint.tensor(layer, part)?;
-        let source = tensor.source(rows, columns);
-        self.pack_source(key, &tensor, &source, precision)
+        self.packed(key, |loader| {
+            let (device, elements) = (loader.device, rows.len() * columns.len());
+            let tensor = loader.tensor(layer, part)?;
+            let (name, bytes) = (tensor.name(), tensor.bytes_of(elements));
+            Ok((pack(device, name, &tensor.source(rows, columns)?, precision)?, bytes))
+        })
     }
 
-    /// Packs it, unless it is there from before.
-    fn pack_source(
+    /// Takes over what is there from before, or else packs it and counts what was read.
+    fn packed(
         &mut self,
         key: Key,
-        tensor: &StoredTensor<'_>,
-        source: &WeightSource<'_>,
-        precision: Precision,
+        pack: impl FnOnce(&mut Self) -> Result<(D::Matrix, u64), LoadError>,
     ) -> Result<Packed<D>, LoadError> {
         let matrix = match self.before.matrices.remove(&key) {
             Some(matrix) => matrix,
             None => {
-                self.bytes_read += tensor.bytes_of(source.rows.len() * source.columns.len());
-                let packed = self.device.pack(source, precision);
-                let failed = |source| LoadError::Pack { tensor: tensor.name.to_owned(), source };
-                Arc::new(packed.map_err(failed)?)
+                let (matrix, bytes) = pack(self)?;
+                self.bytes_read += bytes;
+                Arc::new(matrix)
             }
         };
         self.rounding += self.device.rounding(&matrix);
@@ -331,9 +366,11 @@ impl<D: Device> Loader<'_, D> {
         let values = match self.before.vectors.remove(&key) {
             Some(values) => values,
             None => {
-                let tensor = self.checkpoint.tensor(layer, part)?;
-                self.bytes_read += tensor.bytes_of(run.len());
-                tensor.values(run)?
+                let tensor = self.tensor(layer, part)?;
+                let bytes = tensor.bytes_of(run.len());
+                let values = tensor.values(run)?;
+                self.bytes_read += bytes;
+                values
             }
         };
         self.weights.vectors.insert(key, values.clone());

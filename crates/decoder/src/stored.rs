@@ -1,16 +1,17 @@
-//! One tensor of the model as it stands in a mapped checkpoint: alone, or as part of a fused or
+//! One tensor of the model as it stands in a checkpoint: alone, or as part of a fused or
 //! shared stored tensor, plain or with scales beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use compute::{BlockFormat, Encoding, Int4, Int4Order, MappedFile, StoredType, WeightSource};
+use compute::{BlockFormat, Encoding, Int4, Int4Order, SparseMemory, StoredType, WeightSource};
 use half::{bf16, f16};
 use model::safetensors::{Dtype, Header, SafetensorsError, TensorInfo};
 use model::{Int4Packing, Int4Tensors, TensorSpec};
 
-use crate::CheckpointError;
 use crate::checkpoint::INDEX;
+use crate::files::{Extract, WeightFile};
+use crate::{CheckpointError, LoadError};
 
 /// Rows and columns that share one scale in an FP8 checkpoint.
 const FP8_BLOCK: usize = 128;
@@ -30,7 +31,7 @@ pub(crate) struct Located {
     pub(crate) paired: Option<usize>,
 }
 
-/// Bytes of a mapped file.
+/// Bytes of a file.
 pub(crate) struct Place {
     pub(crate) file: usize,
     pub(crate) bytes: Range<usize>,
@@ -44,105 +45,178 @@ pub(crate) enum Elements {
     Int4 { scales: Place, zeros: Place, groups: Option<Place>, group: usize, order: Int4Order },
 }
 
-/// One tensor as stored.
-#[derive(Debug, Clone)]
+/// Outputs and inputs of a matrix, as they stand or turned over.
+#[derive(Clone)]
+struct Rectangle {
+    rows: Range<usize>,
+    columns: Range<usize>,
+    turned: bool,
+}
+
+/// One tensor as stored, and what was read of it so far. Packing several rectangles of it reads no
+/// byte twice.
 pub struct StoredTensor<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// All of it: `rows` and `columns` are empty until a rectangle is taken.
-    whole: WeightSource<'a>,
+    located: &'a Located,
+    bytes: Extract<'a>,
+    /// What turns its elements into numbers: scales, zeros, groups, as far as it has them.
+    beside: Vec<Extract<'a>>,
 }
 
 impl<'a> StoredTensor<'a> {
-    pub(crate) fn new(located: &'a Located, files: &'a [MappedFile]) -> Self {
-        let bytes = |place: &Place| &files[place.file].bytes()[place.bytes.clone()];
-        let encoding = match &located.elements {
-            Elements::Plain(stored) => Encoding::Plain(*stored),
-            Elements::Fp8Blocks { scales, scale_type } => Encoding::Fp8Blocks {
-                scales: bytes(scales),
-                scale_type: *scale_type,
-                block: FP8_BLOCK,
+    pub(crate) fn new(
+        located: &'a Located,
+        files: &'a [WeightFile],
+        used: &mut Option<SparseMemory>,
+    ) -> Result<Self, CheckpointError> {
+        let extract = |place: &Place| Extract::new(&files[place.file], place.bytes.clone());
+        let beside = match &located.elements {
+            Elements::Plain(_) | Elements::Blocks(_) => Vec::new(),
+            Elements::Fp8Blocks { scales, .. } | Elements::Mxfp4 { scales } => vec![scales],
+            Elements::Int4 { scales, zeros, groups, .. } => {
+                [scales, zeros].into_iter().chain(groups).collect()
+            }
+        };
+        Ok(Self {
+            located,
+            bytes: {
+                let Place { file, bytes } = &located.place;
+                Extract::within(&files[*file], bytes.clone(), used)?
             },
-            Elements::Mxfp4 { scales } => Encoding::Mxfp4 { scales: bytes(scales) },
-            Elements::Blocks(format) => Encoding::Blocks(*format),
-            Elements::Int4 { scales, zeros, groups, group, order } => Encoding::Int4(Int4 {
-                scales: bytes(scales),
-                zeros: bytes(zeros),
-                groups: groups.as_ref().map(bytes),
-                group: *group,
-                order: *order,
-            }),
-        };
-        let whole = WeightSource {
-            bytes: bytes(&located.place),
-            encoding,
-            stored_columns: located.stored_columns,
-            rows: 0..0,
-            columns: 0..0,
-            first_row: located.first_row,
-            row_step: located.row_step,
-            transposed: located.transposed,
-            paired: located.paired,
-        };
-        Self { name: &located.name, whole }
+            beside: beside.into_iter().map(extract).collect::<Result<_, _>>()?,
+        })
     }
 
-    /// Outputs `rows` and inputs `columns` of a matrix, to be packed.
-    pub fn source(&self, rows: Range<usize>, columns: Range<usize>) -> WeightSource<'a> {
-        WeightSource { rows, columns, ..self.whole.clone() }
+    /// The memory that its elements stand in, to be used again.
+    pub(crate) fn into_memory(self) -> SparseMemory {
+        self.bytes.into_memory()
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'a str {
+        &self.located.name
+    }
+
+    /// Outputs `rows` and inputs `columns` of a matrix, read and checked, to be packed.
+    ///
+    /// # Errors
+    /// The bytes cannot be read or are others than they were; the rectangle is not in the matrix.
+    pub fn source(
+        &mut self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+    ) -> Result<WeightSource<'_>, LoadError> {
+        self.read(&Rectangle { rows, columns, turned: false })
     }
 
     /// The same rectangle turned over: its columns become outputs and its rows inputs. `None` for
     /// a tensor that is stored in a way that cannot be read so.
-    pub fn turned(&self, rows: Range<usize>, columns: Range<usize>) -> Option<WeightSource<'a>> {
-        let whole = self.whole.clone();
-        (whole.row_step == 1 && whole.paired.is_none()).then(|| WeightSource {
-            columns: whole.first_row + rows.start..whole.first_row + rows.end,
-            rows: columns,
-            first_row: 0,
-            transposed: !whole.transposed,
-            ..whole
-        })
+    ///
+    /// # Errors
+    /// As [`StoredTensor::source`].
+    pub fn turned(
+        &mut self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+    ) -> Result<Option<WeightSource<'_>>, LoadError> {
+        if self.located.row_step != 1 || self.located.paired.is_some() {
+            return Ok(None);
+        }
+        self.read(&Rectangle { rows, columns, turned: true }).map(Some)
+    }
+
+    fn read(&mut self, rectangle: &Rectangle) -> Result<WeightSource<'_>, LoadError> {
+        self.beside.iter_mut().try_for_each(Extract::fetch_all)?;
+        let failed = |source| LoadError::Pack { tensor: self.located.name.clone(), source };
+        for run in self.view(rectangle).touched().map_err(failed)? {
+            self.bytes.fetch(run)?;
+        }
+        Ok(self.view(rectangle))
+    }
+
+    /// A rectangle of what is here.
+    fn view(&self, rectangle: &Rectangle) -> WeightSource<'_> {
+        let Located { stored_columns, first_row, row_step, transposed, paired, .. } = *self.located;
+        let Rectangle { rows, columns, turned } = rectangle.clone();
+        let (rows, columns, first_row) = match turned {
+            false => (rows, columns, first_row),
+            true => (columns, first_row + rows.start..first_row + rows.end, 0),
+        };
+        WeightSource {
+            bytes: self.bytes.bytes(),
+            encoding: self.encoding(),
+            stored_columns,
+            rows,
+            columns,
+            first_row,
+            row_step,
+            transposed: transposed != turned,
+            paired,
+        }
+    }
+
+    fn encoding(&self) -> Encoding<'_> {
+        let beside = |at: usize| self.beside.get(at).map(Extract::bytes);
+        let [scales, zeros] = [0, 1].map(|at| beside(at).unwrap_or_default());
+        match &self.located.elements {
+            Elements::Plain(stored) => Encoding::Plain(*stored),
+            Elements::Blocks(format) => Encoding::Blocks(*format),
+            Elements::Fp8Blocks { scale_type, .. } => {
+                Encoding::Fp8Blocks { scales, scale_type: *scale_type, block: FP8_BLOCK }
+            }
+            Elements::Mxfp4 { .. } => Encoding::Mxfp4 { scales },
+            Elements::Int4 { group, order, .. } => {
+                let (groups, group, order) = (beside(2), *group, *order);
+                Encoding::Int4(Int4 { scales, zeros, groups, group, order })
+            }
+        }
     }
 
     /// Stored bytes of so many elements, scales not counted for FP8 (one in 4096) and 4-bit words.
     pub fn bytes_of(&self, elements: usize) -> u64 {
         let elements = elements as u64;
-        match self.whole.encoding {
-            Encoding::Plain(stored) => elements * element_bytes(stored) as u64,
-            Encoding::Fp8Blocks { .. } => elements,
-            Encoding::Mxfp4 { .. } => elements / 2 + elements / MXFP4_BLOCK as u64,
-            Encoding::Blocks(format) => elements * format.bytes() as u64 / format.elements() as u64,
-            Encoding::Int4(_) => elements / 2,
+        match self.located.elements {
+            Elements::Plain(stored) => elements * element_bytes(stored) as u64,
+            Elements::Fp8Blocks { .. } => elements,
+            Elements::Mxfp4 { .. } => elements / 2 + elements / MXFP4_BLOCK as u64,
+            Elements::Blocks(format) => elements * format.bytes() as u64 / format.elements() as u64,
+            Elements::Int4 { .. } => elements / 2,
         }
     }
 
-    /// Elements `run` of a vector, widened to f32.
+    /// Elements `run` of a vector, read and checked, widened to f32.
     ///
     /// # Errors
     /// [`CheckpointError::Outside`] where the run is not within what is stored or that is not
-    /// plain.
-    pub fn values(&self, run: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
-        let whole = &self.whole;
+    /// plain; the bytes cannot be read or are others than they were.
+    pub fn values(&mut self, run: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
+        let Located { first_row, row_step, paired, .. } = *self.located;
         let outside = || CheckpointError::Outside {
-            tensor: self.name.to_owned(),
+            tensor: self.located.name.clone(),
             first: run.start,
             end: run.end,
         };
-        let Encoding::Plain(stored) = whole.encoding else {
+        let Elements::Plain(stored) = self.located.elements else {
             return Err(outside());
         };
         let width = element_bytes(stored);
-        let one = |element: usize| {
+        let place = |element: usize| {
             // As matrices are: the second half of a head stands between the first.
-            let element = whole.paired.map_or(element, |head| {
+            let element = paired.map_or(element, |head| {
                 let (within, half) = (element % head, head / 2);
                 element - within + 2 * (within % half) + within / half
             });
-            let start = (whole.first_row + element * whole.row_step) * width;
-            whole.bytes.get(start..start + width).map(|bytes| widen(stored, bytes))
+            (first_row + element * row_step) * width
         };
-        run.clone().map(one).collect::<Option<_>>().ok_or_else(outside)
+        let (first, end) = run
+            .clone()
+            .map(place)
+            .fold((usize::MAX, 0), |(first, end), at| (first.min(at), end.max(at + width)));
+        if end > self.bytes.bytes().len() {
+            return Err(outside());
+        }
+        self.bytes.fetch(first.min(end)..end)?;
+        let bytes = self.bytes.bytes();
+        Ok(run.map(|element| widen(stored, &bytes[place(element)..][..width])).collect())
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod check;
 mod config;
+pub mod content;
 pub mod digest;
 pub mod families;
 pub mod gguf;

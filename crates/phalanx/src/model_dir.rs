@@ -1,6 +1,7 @@
 //! A model directory or GGUF file: its config as a spec, its digest, and the files the gateway
 //! reads.
 
+use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use gateway::ModelFiles;
+use model::content::{Content, ContentHasher};
 use model::digest::{DigestBuilder, ModelDigest};
 use model::gguf::Gguf;
 use model::{Format, ModelSpec};
@@ -25,6 +27,8 @@ pub(crate) struct ModelDir {
     pub(crate) spec: Arc<ModelSpec>,
     /// Over names, lengths and contents of every file that decides answers.
     pub(crate) digest: ModelDigest,
+    /// By file name: what it was made from.
+    pub(crate) contents: Arc<BTreeMap<String, Content>>,
 }
 
 /// Most models of one process.
@@ -58,8 +62,14 @@ impl ModelDir {
             spec.with_generation_config(&generation).context("generation_config.json")?;
         }
         let name = path.file_name().map_or("model".into(), |n| n.to_string_lossy());
-        let digest = digest(&path)?;
-        Ok(Self { name: name.into_owned(), spec: Arc::new(spec), digest, path: path.clone() })
+        let (name, spec) = (name.into_owned(), Arc::new(spec));
+        let contents = contents(&path)?;
+        let mut builder = DigestBuilder::new();
+        for (name, content) in &contents {
+            builder.add(name, content.length(), content.hash())?;
+        }
+        let (digest, contents) = (builder.finish(), Arc::new(contents));
+        Ok(Self { name, spec, digest, contents, path })
     }
 
     /// One file with everything in it.
@@ -74,9 +84,11 @@ impl ModelDir {
         let spec = Gguf::parse(&name, file.bytes())?.spec()?;
         // The content alone: a file is often renamed, and says itself what it is.
         let mut builder = DigestBuilder::new();
-        let (length, hash) = hash(&path).with_context(|| format!("cannot read {name}"))?;
-        builder.add("model.gguf", length, hash)?;
-        Ok(Self { path, name: stem, spec: Arc::new(spec), digest: builder.finish() })
+        let content = content(&path).with_context(|| format!("cannot read {name}"))?;
+        builder.add("model.gguf", content.length(), content.hash())?;
+        let (digest, contents) = (builder.finish(), BTreeMap::from([(name, content)]));
+        let (spec, contents) = (Arc::new(spec), Arc::new(contents));
+        Ok(Self { path, name: stem, spec, digest, contents })
     }
 
     /// What the gateway needs to turn text into tokens and back.
@@ -144,37 +156,32 @@ fn decides_answers(name: &str) -> bool {
     named.contains(&name) || name.ends_with(".safetensors")
 }
 
-fn digest(directory: &Path) -> anyhow::Result<ModelDigest> {
-    let mut names = Vec::new();
+/// By name: what each file holds that may decide answers.
+fn contents(directory: &Path) -> anyhow::Result<BTreeMap<String, Content>> {
+    let mut contents = BTreeMap::new();
     for entry in std::fs::read_dir(directory).context("cannot list the model directory")? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        if decides_answers(&name) {
-            names.push(name);
+        if !decides_answers(&name) {
+            continue;
         }
-    }
-    names.sort();
-    let mut builder = DigestBuilder::new();
-    for name in names {
         let path = directory.join(&name);
         let metadata = path.metadata().with_context(|| format!("cannot read {name}"))?;
         regular(&name, &metadata)?;
-        let (length, hash) = hash(&path).with_context(|| format!("cannot read {name}"))?;
-        builder.add(&name, length, hash)?;
+        let content = content(&path).with_context(|| format!("cannot read {name}"))?;
+        contents.insert(name, content);
     }
-    Ok(builder.finish())
+    Ok(contents)
 }
 
-fn hash(path: &Path) -> std::io::Result<(u64, [u8; 32])> {
+fn content(path: &Path) -> std::io::Result<Content> {
     let mut file = File::open(path)?;
-    let mut hasher = blake3::Hasher::new();
+    let mut hasher = ContentHasher::default();
     let mut buffer = vec![0; 1 << 20];
-    let mut length = 0;
     loop {
         let read = file.read(&mut buffer)?;
         if read == 0 {
-            return Ok((length, *hasher.finalize().as_bytes()));
+            return Ok(hasher.finish());
         }
         hasher.update(&buffer[..read]);
-        length += read as u64;
     }
 }

@@ -95,5 +95,6 @@ fn local(model: &ModelDir) -> LocalModel {
         directory: model.path.clone(),
         spec: Arc::clone(&model.spec),
         digest: model.digest.to_string(),
+        contents: Arc::clone(&model.contents),
     }
 }

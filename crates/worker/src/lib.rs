@@ -31,6 +31,7 @@ use compute::{CpuDevice, KernelClass};
 use decoder::{Checkpoint, CheckpointError};
 use identity::{Admit, Peer, Role, Tls};
 use model::ModelSpec;
+use model::content::Content;
 use planner::DeviceSpec;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -52,6 +53,8 @@ pub struct LocalModel {
     pub spec: Arc<ModelSpec>,
     /// blake3 digest of the directory or file, hexadecimal.
     pub digest: String,
+    /// By file name: what the digest was made from. Nothing else is ever loaded.
+    pub contents: Arc<BTreeMap<String, Content>>,
 }
 
 /// What a worker is and where it belongs.
@@ -170,8 +173,9 @@ pub async fn run(
 
 fn hardware(config: &WorkerConfig, address: IpAddr) -> Result<Hardware, WorkerError> {
     let mut models = BTreeMap::new();
-    for LocalModel { directory, spec, digest } in &config.models {
-        let checkpoint = Arc::new(Checkpoint::open(directory, spec)?);
+    for LocalModel { directory, spec, digest, contents } in &config.models {
+        let checkpoint = Checkpoint::open(directory, spec)?.expecting(contents, config.threads)?;
+        let checkpoint = Arc::new(checkpoint);
         models.insert(digest.clone(), Model { spec: Arc::clone(spec), checkpoint });
     }
     let mut devices = Vec::new();

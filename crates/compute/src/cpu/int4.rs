@@ -1,5 +1,7 @@
 //! Four-bit words with scales and zeros in groups along the inputs: AWQ and GPTQ.
 
+use std::ops::Range;
+
 use crate::check::Check;
 use crate::{DeviceError, Int4, Int4Order};
 
@@ -48,6 +50,14 @@ impl<'a> Int4Reader<'a> {
             order,
             outputs,
         })
+    }
+
+    /// The row of words that an input stands in, and the bytes of some outputs within it.
+    pub(crate) fn run(&self, input: usize, outputs: Range<usize>) -> (usize, Range<usize>) {
+        match self.order {
+            Int4Order::Awq => (input, outputs.start / 8 * 4..outputs.end.div_ceil(8) * 4),
+            Int4Order::Gptq { .. } => (input / 8, outputs.start * 4..outputs.end * 4),
+        }
     }
 
     /// The weight from an input to an output: a difference of small integers times an f16, which

@@ -18,6 +18,7 @@ mod tensor;
 pub use cache::CpuCache;
 pub use class::KernelClass;
 pub use pack::CpuMatrix;
+pub(crate) use stored::touched;
 pub use tensor::CpuTensor;
 
 use crate::device::{

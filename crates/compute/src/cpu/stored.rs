@@ -1,6 +1,8 @@
 //! Reads stored matrices: plain numbers, FP8 with block scales, MXFP4, blocks, 4-bit words;
 //! straight or transposed.
 
+use std::ops::Range;
+
 use super::int4::Int4Reader;
 use super::math::from_bf16;
 use crate::blocks::BLOCK_MAX;
@@ -136,8 +138,7 @@ impl<'a> Reader<'a> {
 
     /// Inputs of output `row` of the part, widened. `out` holds `columns` values.
     pub(crate) fn read(&self, row: usize, out: &mut [f32]) {
-        let row = self.paired.map_or(row, |(head, first)| stored_row(first + row, head));
-        let at = self.first + row * self.step;
+        let at = self.place(row);
         if self.transposed {
             for (i, value) in out.iter_mut().enumerate() {
                 *value = self.element(self.start + i, at);
@@ -158,6 +159,56 @@ impl<'a> Reader<'a> {
                 }
             }
         }
+    }
+
+    /// The bytes that [`Reader::read`] touches for all rows, neighbouring runs joined.
+    pub(crate) fn touched(&self) -> Vec<Range<usize>> {
+        if self.rows == 0 || self.columns == 0 {
+            return Vec::new();
+        }
+        let outputs = (0..self.rows).map(|row| self.place(row));
+        let inputs = self.start..self.start + self.columns;
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        let mut touch = |row: usize, columns: Range<usize>| {
+            let run = self.run(row, columns);
+            match runs.last_mut() {
+                Some(last) if last.start <= run.start && run.start <= last.end => {
+                    last.end = last.end.max(run.end);
+                }
+                _ => runs.push(run),
+            }
+        };
+        if !self.transposed {
+            outputs.for_each(|row| touch(row, inputs.clone()));
+            return runs;
+        }
+        let (first, last) =
+            outputs.fold((usize::MAX, 0), |(first, last), at| (first.min(at), last.max(at)));
+        inputs.for_each(|row| touch(row, first..last + 1));
+        runs
+    }
+
+    /// The bytes of some columns of a stored row.
+    fn run(&self, row: usize, columns: Range<usize>) -> Range<usize> {
+        let Range { start, end } = columns;
+        let (row, columns) = match self.decoder {
+            Decoder::F32 => (row, 4 * start..4 * end),
+            Decoder::F16 | Decoder::Bf16 => (row, 2 * start..2 * end),
+            Decoder::Fp8 { .. } => (row, start..end),
+            Decoder::Mxfp4 { .. } => (row, start / 2..end.div_ceil(2)),
+            Decoder::Blocks(format) => {
+                let (elements, bytes) = (format.elements(), format.bytes());
+                (row, start / elements * bytes..end.div_ceil(elements) * bytes)
+            }
+            Decoder::Int4(int4) => int4.run(row, start..end),
+        };
+        row * self.stride + columns.start..row * self.stride + columns.end
+    }
+
+    /// The stored row (column, if transposed) of an output of the part.
+    fn place(&self, row: usize) -> usize {
+        let row = self.paired.map_or(row, |(head, first)| stored_row(first + row, head));
+        self.first + row * self.step
     }
 
     /// One stored element.
@@ -189,6 +240,11 @@ impl<'a> Reader<'a> {
             Decoder::Int4(int4) => int4.element(self.bytes, row, column),
         }
     }
+}
+
+/// See [`WeightSource::touched`].
+pub(crate) fn touched(source: &WeightSource<'_>) -> Result<Vec<Range<usize>>, DeviceError> {
+    Ok(Reader::new(source)?.touched())
 }
 
 /// Elements of a row of blocks from column `start` on. A block is decoded as a whole.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use compute::{Device, DeviceError, HeadMap};
 use model::{Attention, Grouped, Latent, LatentUp, Part};
 
-use super::{LoadError, Loader, Ropes};
+use super::{LoadError, Loader, Ropes, pack};
 use crate::kept::Key;
 use crate::layout::Runs;
 use crate::weights::{AttentionWeights, GroupedWeights, LatentWeights, Packed, Piece};
@@ -208,17 +208,22 @@ impl<D: Device> Loader<'_, D> {
         columns: Range<usize>,
     ) -> Result<Packed<D>, LoadError> {
         let key = Key::new(layer, part, (&rows, &columns), true);
-        let tensor = self.checkpoint.tensor(layer, part)?;
-        let source = tensor.turned(rows, columns).ok_or_else(|| LoadError::Pack {
-            tensor: tensor.name.to_owned(),
-            source: DeviceError::Shape {
-                op: "pack turned over",
-                what: "stored rows per row",
-                got: 0,
-                expected: 1,
-            },
-        })?;
-        self.pack_source(key, &tensor, &source, self.precision)
+        self.packed(key, |loader| {
+            let (device, precision) = (loader.device, loader.precision);
+            let elements = rows.len() * columns.len();
+            let tensor = loader.tensor(layer, part)?;
+            let (name, bytes) = (tensor.name(), tensor.bytes_of(elements));
+            let source = tensor.turned(rows, columns)?.ok_or_else(|| LoadError::Pack {
+                tensor: name.to_owned(),
+                source: DeviceError::Shape {
+                    op: "pack turned over",
+                    what: "stored rows per row",
+                    got: 0,
+                    expected: 1,
+                },
+            })?;
+            Ok((pack(device, name, &source, precision)?, bytes))
+        })
     }
 }
 

@@ -77,6 +77,11 @@ impl Process {
         self.child.id()
     }
 
+    /// Whether it has not ended.
+    pub(crate) fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Asks it to end, and waits until it has.
     pub(crate) fn terminate(&mut self) {
         let sent = Command::new("kill").args(["-TERM", &self.id().to_string()]).status();

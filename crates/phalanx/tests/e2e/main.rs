@@ -5,6 +5,7 @@ mod bad_models;
 mod chaos;
 mod cluster;
 mod control_plane;
+mod damage;
 mod demo;
 mod deploy;
 mod gguf;
