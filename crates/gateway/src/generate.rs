@@ -14,10 +14,10 @@ use crate::error::ApiError;
 use crate::metrics::Meter;
 use crate::stop::{Checked, StopMatcher};
 use crate::tokenizer::Tokenizer;
-use crate::way::{Lost, Search, Way, Ways};
+use crate::way::{Lost, Search, Trial, Way, Ways};
 
 /// After so many groups that were lost one after the other, without a token in between, a sequence
-/// is under suspicion: it is tried alone.
+/// is under suspicion: it is tried among few, and alone if it ends the group of those.
 const SUSPECT: usize = 2;
 /// A suspect that has ended so many groups, tried alone, is given up. Once may be chance: workers
 /// also die of themselves.
@@ -117,7 +117,7 @@ pub(crate) struct Sequence {
     /// Since when it looks for a group, if no token came since.
     since: Option<Instant>,
     /// Held while it is under suspicion, until it gets on.
-    alone: Option<OwnedSemaphorePermit>,
+    trial: Option<(Trial, OwnedSemaphorePermit)>,
     /// Groups that it has lost while it was tried alone.
     ended: usize,
     text: TextRules,
@@ -144,7 +144,7 @@ impl Sequence {
             way: None,
             lost: Vec::new(),
             since: None,
-            alone: None,
+            trial: None,
             ended: 0,
             detokenizer: Detokenizer::new(tokenizer, job.text.skip_special),
             matcher,
@@ -221,24 +221,40 @@ impl Sequence {
             self.lost.push(lost);
         }
         if self.context.ways.gone(&self.lost) >= SUSPECT {
-            self.ended += usize::from(gone && !moved && self.alone.is_some());
-            if self.ended >= GUILTY {
-                tracing::error!(
-                    request = self.context.request_id,
-                    "this request ends every group that computes it: it is given up"
-                );
-                return Err(ApiError::quarantined());
-            }
-            if self.alone.is_none() {
-                tracing::warn!(request = self.context.request_id, "a request is under suspicion");
-                self.alone = Some(self.context.ways.quarantine().await?);
-                // Its own search begins now.
-                self.since = Some(Instant::now());
-            }
+            self.suspected(gone && !moved).await?;
         }
         self.find(true).await?;
         let epoch = self.way.as_ref().map(|way| way.route.epoch.0);
         tracing::debug!(request = self.context.request_id, epoch, "a sequence goes on");
+        Ok(())
+    }
+
+    /// Waits for its turn to be tried, as narrowly as it has to be. `fell`: with it fell another
+    /// group.
+    async fn suspected(&mut self, fell: bool) -> Result<(), ApiError> {
+        let request = self.context.request_id.as_str();
+        let trial = match self.trial.as_ref().map(|(trial, _)| *trial) {
+            Some(Trial::Alone) => {
+                self.ended += usize::from(fell);
+                if self.ended >= GUILTY {
+                    tracing::error!(
+                        request,
+                        "this request ends every group that computes it: it is given up"
+                    );
+                    return Err(ApiError::quarantined());
+                }
+                return Ok(());
+            }
+            Some(Trial::AmongFew) if !fell => return Ok(()),
+            Some(Trial::AmongFew) => Trial::Alone,
+            None => Trial::AmongFew,
+        };
+        tracing::warn!(request, ?trial, "a request is under suspicion");
+        // Its place among few is free for others.
+        self.trial = None;
+        self.trial = Some((trial, self.context.ways.tried(trial).await?));
+        // Its own search begins now.
+        self.since = Some(Instant::now());
         Ok(())
     }
 
@@ -286,7 +302,7 @@ impl Sequence {
         self.log.so_far.generated.push(id);
         self.lost.clear();
         self.since = None;
-        self.alone = None;
+        self.trial = None;
         self.ended = 0;
         self.context.meter.token();
         // A prompt with logprobs is shown once all of those are in, which is now.

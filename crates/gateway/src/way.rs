@@ -26,6 +26,17 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// So many times as patient as a search is the line of suspects.
 const LINE: u32 = 10;
+/// Suspects that are tried together. Most are innocent, and a line of many is short then.
+const FEW: u32 = 8;
+
+/// How a suspect is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trial {
+    /// With a few other suspects.
+    AmongFew,
+    /// While no other suspect runs.
+    Alone,
+}
 
 /// The ways to all groups.
 pub(crate) struct Ways {
@@ -35,7 +46,7 @@ pub(crate) struct Ways {
     metrics: Metrics,
     /// How long a sequence may look for a group.
     patience: Duration,
-    /// Suspects run one at a time.
+    /// Suspects run a few at a time.
     quarantine: Arc<Semaphore>,
 }
 
@@ -101,7 +112,7 @@ impl Ways {
         metrics: Metrics,
         patience: Duration,
     ) -> Self {
-        let quarantine = Arc::new(Semaphore::new(1));
+        let quarantine = Arc::new(Semaphore::new(FEW as usize));
         Self { view, leaders, load: Load::default(), metrics, patience, quarantine }
     }
 
@@ -266,10 +277,11 @@ impl Ways {
         since + self.patience
     }
 
-    /// Waits until no other suspect runs. There may be many in line, most of them innocent, and
+    /// Waits until a suspect can be tried. There may be many in line, most of them innocent, and
     /// each may be as patient as a search: who waits here is not late yet.
-    pub(crate) async fn quarantine(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        let permit = Arc::clone(&self.quarantine).acquire_owned();
+    pub(crate) async fn tried(&self, trial: Trial) -> Result<OwnedSemaphorePermit, ApiError> {
+        let places = if trial == Trial::Alone { FEW } else { 1 };
+        let permit = Arc::clone(&self.quarantine).acquire_many_owned(places);
         let permit = tokio::time::timeout(self.patience * LINE, permit).await;
         permit.map_err(|_| ApiError::interrupted())?.map_err(|_| ApiError::interrupted())
     }

@@ -30,6 +30,8 @@ pub(super) struct Rule {
     pub(super) cut_after: Option<usize>,
     /// By attempt, whosever it is: the group ends under the stream before this token.
     pub(super) losses: Arc<Mutex<VecDeque<usize>>>,
+    /// In epochs before this one no token ever comes.
+    pub(super) mute_before: u64,
     /// The group ends over every request whose prompt begins like this, once it has so many tokens.
     pub(super) poison: Option<(u32, usize)>,
     /// What the group says after its epoch is over: this token, again and again.
@@ -155,6 +157,9 @@ fn events(
             for part in all[usize::try_from(request.scored).expect("a count")..].chunks(2) {
                 yield event(Event::PromptLogprobs(pb::PromptLogprobs { tokens: part.to_vec() }));
             }
+        }
+        while epoch < rule.mute_before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let stop = request.stop.clone().expect("stop rules");
         let choice = request.sampling.as_ref().expect("sampling").choice;

@@ -159,10 +159,49 @@ async fn a_request_that_ends_its_groups_is_answered_and_others_are_not_hurt() {
         assert_eq!(poisoned.status, if stream { 200 } else { 500 });
         assert!(!text.contains("[DONE]"));
         let attempts = server.leader.seen().iter().filter(|one| one.prompt[0] == bad).count();
-        assert_eq!(attempts, 4, "twice among others, and twice alone");
+        assert_eq!(attempts, 5, "twice among others, once among few, and twice alone");
         // The place is free again.
         let again = server.post("/v1/completions", &poison).await;
         assert!(again.text().contains("request_quarantined"), "{}", again.text());
+    }
+}
+
+#[tokio::test]
+async fn a_line_of_suspects_is_waited_for() {
+    const CLIENTS: usize = 64;
+    let rule = Rule { pace: Duration::from_millis(100), mute_before: 11, ..Rule::default() };
+    let server = Arc::new(Server::start(rule).await);
+    let body = json!({"model": "demo", "prompt": "a b c d", "max_tokens": 1});
+    let client = || {
+        let (server, body) = (Arc::clone(&server), body.clone());
+        tokio::spawn(async move { server.post("/v1/completions", &body).await })
+    };
+    let clients: Vec<_> = (0..CLIENTS).map(|_| client()).collect();
+    // Two groups are lost under all of them, before any has a token.
+    for epoch in [9, 10] {
+        while server.leader.seen().iter().filter(|one| one.epoch == epoch).count() < CLIENTS {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // The gateway has to hear that they were taken.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        server.view.fence(epoch);
+    }
+    let most = async {
+        let mut most = 0;
+        while server.leader.seen().len() < 3 * CLIENTS {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let seen = server.leader.seen();
+            let last = seen.iter().filter(|one| one.epoch == 11).count();
+            // By the second turn nothing of the lost groups is left.
+            most = most.max(if last > 8 { server.leader.open() } else { 0 });
+        }
+        most
+    };
+    let most = tokio::time::timeout(Duration::from_secs(60), most).await.expect("all are tried");
+    assert!((2..=8).contains(&most), "{most} suspects at a time");
+    for client in clients {
+        let answer = client.await.expect("a client");
+        assert_eq!(answer.status, 200, "{}", answer.text());
     }
 }
 
