@@ -281,7 +281,7 @@ impl<S: LogStore> Driver<S> {
                 // Whoever asked may have gone since.
                 let _ = reply.send(status::reply(
                     self.replica.machine().state(),
-                    self.leader.progress(),
+                    &self.leader,
                     &status,
                 ));
             }

@@ -212,6 +212,8 @@ pub struct Leader {
     caught_up: BTreeMap<NodeId, u64>,
     /// No change of members is tried before; a refused one is not repeated at once.
     members_after: u64,
+    /// What workers said of epochs that are over.
+    stale_reports: u64,
     out: Vec<Output>,
 }
 
@@ -244,6 +246,7 @@ impl Leader {
             progress: Progress::new(),
             caught_up: BTreeMap::new(),
             members_after: 0,
+            stale_reports: 0,
             out: Vec::new(),
         }
     }
@@ -256,6 +259,11 @@ impl Leader {
     /// How far ranks have loaded, as far as they said so here.
     pub fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// How often workers spoke of epochs that are over, since this process began.
+    pub fn stale_reports(&self) -> u64 {
+        self.stale_reports
     }
 
     /// How many workers have a session here.

@@ -8,15 +8,17 @@ use cluster::{
 use planner::NodeId;
 use wire::pb;
 
+use crate::leader::Leader;
 use crate::replica::{ReplicaStatus, RoleKind};
 
 /// The answer to a status request; whether it is current is for whoever asks to find out.
 pub(crate) fn reply(
     state: &ClusterState,
-    progress: &Progress,
+    leader: &Leader,
     replica: &ReplicaStatus,
 ) -> pb::StatusReply {
     let nodes = state.nodes().iter().map(|(&id, node)| node_status(id, node));
+    let progress = leader.progress();
     let groups = state.groups().iter().map(|(&id, group)| group_status(id, group, progress));
     let deployments = state.deployments().values().map(|one| deployment_status(state, one));
     let models = state.models().values().map(|model| pb::ModelStatus {
@@ -33,7 +35,7 @@ pub(crate) fn reply(
         groups: groups.collect(),
         revision: state.revision(),
         models: models.collect(),
-        control: Some(control_status(state, replica)),
+        control: Some(control_status(state, replica, leader.stale_reports())),
         current: false,
         generation: state.generation(),
         aliases: state.aliases().iter().map(|(name, meant)| alias_status(name, meant)).collect(),
@@ -103,7 +105,11 @@ fn group_status(id: GroupId, group: &Group, progress: &Progress) -> pb::GroupSta
     }
 }
 
-fn control_status(state: &ClusterState, replica: &ReplicaStatus) -> pb::ControlStatus {
+fn control_status(
+    state: &ClusterState,
+    replica: &ReplicaStatus,
+    stale_reports: u64,
+) -> pb::ControlStatus {
     let members = &replica.members;
     let member = |node: NodeId| {
         let peer = replica.peers.get(&node);
@@ -132,5 +138,6 @@ fn control_status(state: &ClusterState, replica: &ReplicaStatus) -> pb::ControlS
         storage_full: replica.storage_full,
         state_hash: wire::state_hash(state).to_vec().into(),
         joint: members.is_joint(),
+        stale_reports,
     }
 }

@@ -86,7 +86,7 @@ async fn a_session_that_broke_is_resumed_with_what_the_worker_holds() {
         (state.groups()[&form.group].epoch, state.nodes()[&NodeId(2)].incarnation),
         (form.epoch, 1)
     );
-    again.report(Report::Heartbeat).await;
+    again.report(Report::Heartbeat(Vec::new())).await;
     // Another process under the same identity is turned away as long as this one is heard. Once it
     // has ended, the other is its next life and holds nothing: its group moves on.
     let other = Report::Join(cluster::NodeInfo { boot: 77, ..info(1) }, Vec::new()).to_wire();
@@ -118,7 +118,7 @@ async fn refusals_name_the_cause_and_the_coordinator_goes_on() {
     let (code, text) = coordinator.refused(&who, join(nowhere)).await;
     assert_eq!(code, Code::InvalidArgument);
     assert!(text.contains("worker_address"), "{text}");
-    let (code, _) = coordinator.refused(&who, Report::Heartbeat.to_wire()).await;
+    let (code, _) = coordinator.refused(&who, Report::Heartbeat(Vec::new()).to_wire()).await;
     assert_eq!(code, Code::InvalidArgument);
     let (code, _) = coordinator.refused(&who, pb::WorkerReport { report: None }).await;
     assert_eq!(code, Code::InvalidArgument);

@@ -295,6 +295,7 @@ pub(crate) fn members_json(status: &pb::StatusReply) -> Value {
         "last": control.last,
         "snapshot": control.snapshot,
         "joint": control.joint,
+        "stale_reports": control.stale_reports,
         "storage_full": control.storage_full,
         "state_hash": hexadecimal(&control.state_hash),
         "members": members.collect::<Vec<_>>(),

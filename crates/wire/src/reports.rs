@@ -36,8 +36,8 @@ pub struct Held {
 pub enum Report {
     /// Always the first: what the worker is, and the ranks it holds from a session before.
     Join(NodeInfo, Vec<Held>),
-    /// Still there.
-    Heartbeat,
+    /// Still there, with ranks of these groups at these epochs.
+    Heartbeat(Vec<(GroupId, Epoch)>),
     /// How far a rank has loaded.
     Progress {
         /// The group.
@@ -88,7 +88,12 @@ impl Report {
                 });
                 Wire::Join(pb::Join { held: held.collect(), ..join_to_wire(info) })
             }
-            Self::Heartbeat => Wire::Heartbeat(pb::Heartbeat {}),
+            Self::Heartbeat(groups) => {
+                let groups = groups
+                    .iter()
+                    .map(|&(group, epoch)| pb::Incarnation { group: group.0, epoch: epoch.0 });
+                Wire::Heartbeat(pb::Heartbeat { groups: groups.collect() })
+            }
             Self::Progress { group, epoch, rank, bytes_read, bytes_total } => {
                 Wire::Progress(pb::LoadProgress {
                     group: group.0,
@@ -125,7 +130,11 @@ impl Report {
                 let held = held.collect::<Result<_, _>>()?;
                 Self::Join(join_from_wire(join)?, held)
             }
-            Wire::Heartbeat(pb::Heartbeat {}) => Self::Heartbeat,
+            Wire::Heartbeat(pb::Heartbeat { groups }) => {
+                bounded("groups", groups.len(), HELD_MAX)?;
+                let groups = groups.iter().map(|one| (GroupId(one.group), Epoch(one.epoch)));
+                Self::Heartbeat(groups.collect())
+            }
             Wire::Progress(progress) => {
                 if progress.bytes_read > progress.bytes_total {
                     return Err(WireError::OutOfRange { field: "bytes_read" });

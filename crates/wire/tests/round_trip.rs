@@ -186,7 +186,10 @@ fn report() -> impl Strategy<Value = Report> {
                 Report::Join(info, held.collect())
             }
         ),
-        Just(Report::Heartbeat),
+        vec((any::<u64>(), any::<u64>()), 0..4).prop_map(|groups| {
+            let groups = groups.into_iter().map(|(group, epoch)| (GroupId(group), Epoch(epoch)));
+            Report::Heartbeat(groups.collect())
+        }),
         (member(), bytes).prop_map(|((group, epoch, rank), (bytes_read, bytes_total))| {
             Report::Progress { group, epoch, rank, bytes_read, bytes_total }
         }),

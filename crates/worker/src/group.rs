@@ -238,6 +238,11 @@ impl Groups {
         self.lock().insert(group, hosted);
     }
 
+    /// The groups here, each at its epoch.
+    pub(crate) fn incarnations(&self) -> Vec<(GroupId, Epoch)> {
+        self.lock().iter().map(|(&group, hosted)| (group, hosted.epoch)).collect()
+    }
+
     /// Whether this incarnation of the group is here.
     pub(crate) fn hosts(&self, group: GroupId, epoch: Epoch) -> bool {
         self.lock().get(&group).is_some_and(|hosted| hosted.epoch == epoch)

@@ -196,7 +196,7 @@ impl Session {
                     if beats.unanswered() {
                         return End::Broken("its heartbeats go unanswered".to_owned());
                     }
-                    Report::Heartbeat
+                    Report::Heartbeat(self.groups.incarnations())
                 }
                 () = shutdown.cancelled() => {
                     // Closing our half says goodbye; the other half closes when it was heard.

@@ -391,7 +391,9 @@ impl World<ClusterWorkload> {
             }
             Some(line) if worker.welcome => {
                 worker.sent.push_back(now);
-                self.up(line, Up::Report(Report::Heartbeat));
+                let held = worker.held.iter().map(|(&group, holding)| (group, holding.epoch));
+                let beat = Report::Heartbeat(held.collect());
+                self.up(line, Up::Report(beat));
             }
             Some(_) => {}
         }

@@ -23,7 +23,7 @@ impl Session {
             Report::Failed { group, epoch, rank, .. } => {
                 self.held.retain(|one| (one.group, one.epoch, one.rank) != (group, epoch, rank));
             }
-            Report::Join(..) | Report::Heartbeat | Report::Progress { .. } => {}
+            Report::Join(..) | Report::Heartbeat(_) | Report::Progress { .. } => {}
         }
     }
 }
@@ -152,8 +152,9 @@ impl Leader {
         match report {
             // A second join of a session is refused before it gets here.
             Report::Join(..) => {}
-            Report::Heartbeat => {
+            Report::Heartbeat(groups) => {
                 self.out.push(Output::Order { session, order: Order::Lease });
+                self.outlived(cluster, session, &groups);
             }
             report => self.rank_report(cluster, node, report),
         }

@@ -88,12 +88,33 @@ impl Leader {
         }
     }
 
+    /// A worker may have ranks of incarnations that are over: it is told again, should it have
+    /// missed it.
+    pub(super) fn outlived(
+        &mut self,
+        cluster: &ClusterState,
+        session: SessionId,
+        groups: &[(GroupId, Epoch)],
+    ) {
+        for &(group, epoch) in groups {
+            let stands = cluster.groups().get(&group);
+            // What is newer than the state here is known to whoever decided it.
+            if stands.is_some_and(|one| epoch > one.epoch || (one.live() && epoch == one.epoch)) {
+                continue;
+            }
+            self.stale_reports += 1;
+            let reason = "the group has moved on".to_owned();
+            let order = Order::Retire { group, epoch, reason };
+            self.out.push(Output::Order { session, order });
+        }
+    }
+
     pub(super) fn rank_report(&mut self, cluster: &ClusterState, node: NodeId, report: Report) {
         let (id, epoch, rank) = match report {
             Report::Progress { group, epoch, rank, .. }
             | Report::Ready { group, epoch, rank }
             | Report::Failed { group, epoch, rank, .. } => (group, epoch, rank),
-            Report::Join(..) | Report::Heartbeat => return,
+            Report::Join(..) | Report::Heartbeat(_) => return,
         };
         let group = cluster.groups().get(&id);
         let group = group.filter(|group| group.live() && group.epoch == epoch);
@@ -101,6 +122,7 @@ impl Leader {
             |group: &&Group| group.plan.ranks.get(rank).is_some_and(|planned| planned.node == node);
         let Some(group) = group.filter(owned) else {
             // Usual while a group is being retired: the worker has not heard of it yet.
+            self.stale_reports += 1;
             tracing::debug!(node = node.0, group = %id, %epoch, rank, "another's rank reported");
             return;
         };
@@ -121,7 +143,7 @@ impl Leader {
                 let reason = format!("rank {rank} on node {} failed: {reason}", node.0);
                 self.fence(id, epoch, reason);
             }
-            Report::Join(..) | Report::Heartbeat => {}
+            Report::Join(..) | Report::Heartbeat(_) => {}
         }
     }
 

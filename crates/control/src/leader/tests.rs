@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod members;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -288,15 +290,15 @@ fn silence_makes_a_worker_suspect_and_then_lost() {
     let (mut bench, [first, second], group, epoch) = Bench::serving();
     for _ in 0..4 {
         bench.wait(100);
-        bench.report(first, Report::Heartbeat);
+        bench.report(first, Report::Heartbeat(Vec::new()));
     }
     bench.wait(100);
     assert_eq!((bench.standing(1), bench.standing(2)), (Standing::Ready, Standing::Suspect));
-    bench.report(second, Report::Heartbeat);
+    bench.report(second, Report::Heartbeat(Vec::new()));
     assert_eq!(bench.standing(2), Standing::Ready);
     // Silent for longer, it is fenced: the other one does its part from now on.
     for _ in 0..10 {
-        bench.report(first, Report::Heartbeat);
+        bench.report(first, Report::Heartbeat(Vec::new()));
         bench.wait(100);
     }
     assert_eq!(bench.standing(2), Standing::Suspect);
@@ -305,11 +307,37 @@ fn silence_makes_a_worker_suspect_and_then_lost() {
     let orders = bench.take(first);
     assert!(retired(&orders) && formed(&orders), "{orders:?}");
     for _ in 0..20 {
-        bench.report(first, Report::Heartbeat);
+        bench.report(first, Report::Heartbeat(Vec::new()));
         bench.wait(100);
     }
     assert_eq!(bench.standing(2), Standing::Lost);
     assert_eq!(bench.ended, [second]);
+}
+
+#[test]
+fn a_heartbeat_of_an_epoch_that_is_over_is_counted_and_answered() {
+    let (mut bench, [first, second], group, epoch) = Bench::serving();
+    for beat in [vec![(group, epoch)], Vec::new(), vec![(group, epoch.next())]] {
+        bench.report(first, Report::Heartbeat(beat));
+        assert!(!retired(&bench.take(first)), "it says what is so, or what is not known here yet");
+    }
+    assert_eq!(bench.leader.stale_reports(), 0);
+    let failed = "a link broke".to_owned();
+    bench.report(second, Report::Failed { group, epoch, rank: 1, reason: failed, blames: None });
+    bench.take(first);
+    for over in [(group, epoch), (GroupId(99), epoch)] {
+        let before = bench.leader.stale_reports();
+        bench.report(first, Report::Heartbeat(vec![over]));
+        let told = bench.take(first).into_iter().any(|order| match order {
+            Order::Retire { group, epoch, .. } => (group, epoch) == over,
+            _ => false,
+        });
+        assert!(told, "{over:?}");
+        assert_eq!(bench.leader.stale_reports(), before + 1);
+    }
+    let before = bench.leader.stale_reports();
+    bench.report(first, Report::Ready { group, epoch, rank: 0 });
+    assert_eq!(bench.leader.stale_reports(), before + 1);
 }
 
 #[test]
@@ -321,7 +349,7 @@ fn a_lone_worker_that_is_silent_is_waited_for() {
     bench.wait(500);
     bench.wait(2_000);
     assert_eq!(bench.group(), (group, epoch, Phase::Serving), "nobody could do better");
-    bench.report(session, Report::Heartbeat);
+    bench.report(session, Report::Heartbeat(Vec::new()));
     assert_eq!(bench.standing(1), Standing::Ready);
 }
 
@@ -344,14 +372,14 @@ fn stripes_of_a_dead_worker_go_to_those_that_stay_and_come_back() {
     let again = bench.open(2, Vec::new());
     for _ in 0..40 {
         bench.wait(100);
-        bench.report(first, Report::Heartbeat);
-        bench.report(again, Report::Heartbeat);
+        bench.report(first, Report::Heartbeat(Vec::new()));
+        bench.report(again, Report::Heartbeat(Vec::new()));
         assert_eq!(bench.group(), (group, now, Phase::Serving));
     }
     for _ in 0..10 {
         bench.wait(100);
-        bench.report(first, Report::Heartbeat);
-        bench.report(again, Report::Heartbeat);
+        bench.report(first, Report::Heartbeat(Vec::new()));
+        bench.report(again, Report::Heartbeat(Vec::new()));
     }
     assert_eq!(bench.group(), (group, now.next(), Phase::Forming));
     assert_eq!(bench.holders(), [(2, 4), (3, 4)]);
@@ -378,7 +406,9 @@ fn narrow_for(bench: &mut Bench, sessions: [SessionId; 2]) -> u64 {
     let mut served = 0;
     while bench.holders().len() == 1 {
         bench.wait(100);
-        sessions.into_iter().for_each(|session| bench.report(session, Report::Heartbeat));
+        sessions
+            .into_iter()
+            .for_each(|session| bench.report(session, Report::Heartbeat(Vec::new())));
         served += 100;
     }
     served
@@ -453,7 +483,7 @@ fn a_goodbye_is_not_waited_upon() {
     bench.input(Input::Closed { session: first, left: true });
     assert_eq!(bench.standing(1), Standing::Lost);
     // What an old stream still says is nobody's.
-    bench.report(first, Report::Heartbeat);
+    bench.report(first, Report::Heartbeat(Vec::new()));
     assert_eq!(bench.standing(1), Standing::Lost);
 }
 
@@ -513,7 +543,7 @@ fn failures_pause_placement_longer_each_time_until_a_group_serves_for_long() {
         assert_eq!(bench.group().2, Phase::Repairing, "placed within the pause");
         let mut waited = 0;
         while bench.group().2 == Phase::Repairing {
-            bench.report(session, Report::Heartbeat);
+            bench.report(session, Report::Heartbeat(Vec::new()));
             bench.wait(50);
             waited += 50;
         }
@@ -528,65 +558,10 @@ fn failures_pause_placement_longer_each_time_until_a_group_serves_for_long() {
     let (group, epoch, _) = bench.group();
     bench.report(session, Report::Ready { group, epoch, rank: 0 });
     for _ in 0..700 {
-        bench.report(session, Report::Heartbeat);
+        bench.report(session, Report::Heartbeat(Vec::new()));
         bench.wait(50);
     }
     assert_eq!(fail(&mut bench), 250);
-}
-
-#[test]
-fn coordinators_become_learners_then_voters_and_leave_one_at_a_time() {
-    let mut bench = Bench::new(1, 0);
-    bench.enrol(1, Role::Coordinator);
-    bench.enrol(2, Role::Coordinator);
-    bench.coordinators(3);
-    bench.wait(10);
-    assert_eq!(bench.changes, [(1, MemberChange::AddLearner(NodeId(2)))]);
-    bench.wait(10);
-    assert_eq!(bench.changes.len(), 1, "one at a time");
-    bench.replica.members.learners.insert(NodeId(2));
-    bench.replica.last = 500;
-    let far = peer(10, false);
-    bench.replica.peers.insert(NodeId(2), far);
-    bench.input(Input::Decided { number: 1, outcome: Some(Ok(Vec::new())) });
-    assert_eq!(bench.changes.pop().unwrap().1, MemberChange::AddLearner(NodeId(3)));
-    bench.input(Input::Decided { number: 2, outcome: None });
-    bench.wait(500);
-    assert_eq!(bench.changes.len(), 1, "a refused change is not repeated at once");
-    bench.replica.peers.get_mut(&NodeId(2)).unwrap().matched = 450;
-    bench.wait(300);
-    bench.wait(300);
-    assert_eq!(bench.changes.pop().unwrap().1, MemberChange::Promote(NodeId(2)));
-    bench.replica.members.learners = BTreeSet::from([NodeId(3)]);
-    bench.replica.members.voters.insert(NodeId(2));
-    bench.replica.peers.get_mut(&NodeId(2)).unwrap().voter = true;
-    bench.input(Input::Decided { number: 3, outcome: Some(Ok(Vec::new())) });
-    // The leader itself is taken out: it hands over first.
-    bench.changes.clear();
-    bench.apply(Command::Leave { node: NodeId(1) }).unwrap();
-    bench.wait(10);
-    assert_eq!((bench.transfers.clone(), bench.changes.len()), (vec![NodeId(2)], 0));
-}
-
-#[test]
-fn a_leader_that_left_alone_first_makes_a_voter_of_another() {
-    let mut bench = Bench::new(1, 0);
-    bench.enrol(1, Role::Coordinator);
-    bench.coordinators(2);
-    bench.apply(Command::Leave { node: NodeId(1) }).unwrap();
-    bench.wait(10);
-    assert_eq!(bench.changes.pop(), Some((1, MemberChange::AddLearner(NodeId(2)))));
-    bench.replica.members.learners.insert(NodeId(2));
-    let near = peer(9, false);
-    bench.replica.peers.insert(NodeId(2), near);
-    bench.input(Input::Decided { number: 1, outcome: Some(Ok(Vec::new())) });
-    bench.wait(300);
-    assert_eq!(bench.changes.pop(), Some((2, MemberChange::Promote(NodeId(2)))));
-    bench.replica.members.learners.clear();
-    bench.replica.members.voters.insert(NodeId(2));
-    bench.replica.peers.get_mut(&NodeId(2)).unwrap().voter = true;
-    bench.input(Input::Decided { number: 2, outcome: Some(Ok(Vec::new())) });
-    assert_eq!((bench.transfers.clone(), bench.changes.len()), (vec![NodeId(2)], 0));
 }
 
 #[test]
@@ -647,45 +622,6 @@ fn what_the_log_does_not_take_waits_and_is_not_forgotten() {
 }
 
 #[test]
-fn one_that_has_just_ended_gets_no_vote() {
-    let mut bench = Bench::new(1, 0);
-    bench.enrol(1, Role::Coordinator);
-    bench.coordinators(2);
-    bench.replica.members.learners.insert(NodeId(2));
-    bench.replica.peers.insert(NodeId(2), peer(9, false));
-    bench.wait(100);
-    bench.replica.peers.get_mut(&NodeId(2)).unwrap().answers = false;
-    bench.wait(100);
-    bench.wait(500);
-    assert_eq!(bench.changes, []);
-    bench.replica.peers.get_mut(&NodeId(2)).unwrap().answers = true;
-    bench.wait(10);
-    bench.wait(200);
-    assert_eq!(bench.changes, [(1, MemberChange::Promote(NodeId(2)))]);
-}
-
-#[test]
-fn with_a_coordinator_lost_no_other_is_taken_out_before_it() {
-    let mut bench = Bench::new(1, 0);
-    bench.enrol(1, Role::Coordinator);
-    bench.enrol(2, Role::Coordinator);
-    bench.coordinators(3);
-    bench.replica.members.voters.extend([NodeId(2), NodeId(3)]);
-    bench.replica.peers.insert(NodeId(2), peer(9, true));
-    bench.replica.peers.insert(NodeId(3), PeerProgress { answers: false, ..peer(9, true) });
-    bench.apply(Command::Leave { node: NodeId(2) }).unwrap();
-    bench.wait(10);
-    assert_eq!(bench.changes, [], "1 and 3 could not decide: 3 is lost");
-    bench.apply(Command::Leave { node: NodeId(3) }).unwrap();
-    bench.wait(10);
-    assert_eq!(bench.changes, [(1, MemberChange::Remove(NodeId(3)))]);
-    bench.replica.members.voters.remove(&NodeId(3));
-    bench.replica.peers.remove(&NodeId(3));
-    bench.input(Input::Decided { number: 1, outcome: Some(Ok(Vec::new())) });
-    assert_eq!(bench.changes[1..], [(2, MemberChange::Remove(NodeId(2)))]);
-}
-
-#[test]
 fn a_worker_that_the_state_has_comes_back_though_the_log_takes_nothing() {
     let (mut bench, [first, _], group, epoch) = Bench::serving();
     bench.refuses = true;
@@ -713,7 +649,7 @@ fn a_second_process_with_one_certificate_is_turned_away_while_the_first_is_heard
     assert_eq!(bench.group(), (group, epoch, Phase::Serving));
     // The first is silent: this is its next life.
     for _ in 0..5 {
-        bench.report(second, Report::Heartbeat);
+        bench.report(second, Report::Heartbeat(Vec::new()));
         bench.wait(100);
     }
     let next = twin(&mut bench, 78);
@@ -767,8 +703,8 @@ fn a_new_process_is_not_blamed_for_the_one_before() {
     bench.input(Input::Closed { session: second, left: true });
     bench.open(2, Vec::new());
     for _ in 0..51 {
-        bench.report(first, Report::Heartbeat);
-        bench.report(SessionId(bench.session), Report::Heartbeat);
+        bench.report(first, Report::Heartbeat(Vec::new()));
+        bench.report(SessionId(bench.session), Report::Heartbeat(Vec::new()));
         bench.wait(100);
     }
     assert_eq!(bench.holders(), [(2, 4), (3, 4)]);
@@ -777,7 +713,7 @@ fn a_new_process_is_not_blamed_for_the_one_before() {
     let reason = "its thread panicked".to_owned();
     bench.report(first, Report::Failed { group, epoch, rank: 0, reason, blames: None });
     assert_eq!(bench.group().2, Phase::Repairing);
-    bench.report(first, Report::Heartbeat);
+    bench.report(first, Report::Heartbeat(Vec::new()));
     bench.wait(250);
     assert_eq!(bench.group().2, Phase::Forming);
 }
