@@ -59,12 +59,15 @@ impl Key {
     }
 }
 
+/// What is said to a key, once it is said.
+type Word = watch::Receiver<Option<Bytes>>;
+
 /// What is known of a key.
 struct Known {
     /// Of path and body: a key is of one request.
     request: u64,
     /// Empty until it is answered; closed without one where that came to nothing.
-    answer: watch::Receiver<Option<Bytes>>,
+    answer: Word,
     /// When it was answered.
     at: Option<Instant>,
 }
@@ -121,22 +124,10 @@ impl Answers {
     /// # Errors
     /// 422: the key is that of another request.
     pub(crate) async fn begin(&self, key: &Key, path: &str, body: &[u8]) -> Result<Part, ApiError> {
-        let request = self.hasher.hash_one((path, body));
         loop {
-            let mut answer = {
-                let mut book = lock(&self.book);
-                book.tidy(Instant::now());
-                match book.known.get(key) {
-                    Some(known) if known.request != request => return Err(ApiError::other_key()),
-                    Some(known) => known.answer.clone(),
-                    None => {
-                        let (sender, answer) = watch::channel(None);
-                        let known = Known { request, answer, at: None };
-                        book.known.insert(key.clone(), known);
-                        let book = Arc::clone(&self.book);
-                        return Ok(Part::First(Ticket { key: key.clone(), answer: sender, book }));
-                    }
-                }
+            let mut answer = match self.look(key, path, body)? {
+                Ok(ticket) => return Ok(Part::First(ticket)),
+                Err(answer) => answer,
             };
             // Whoever was first may have failed, or its client may have left.
             if let Ok(answered) = answer.wait_for(Option::is_some).await
@@ -148,7 +139,51 @@ impl Answers {
     }
 }
 
+impl Answers {
+    /// Begins a request that is answered by a stream. Streams are not kept: who asks again, also
+    /// meanwhile, gets the same bytes computed again, and has no ticket.
+    ///
+    /// # Errors
+    /// 422: the key is that of another request.
+    pub(crate) fn stream(
+        &self,
+        key: &Key,
+        path: &str,
+        body: &[u8],
+    ) -> Result<Option<Ticket>, ApiError> {
+        Ok(self.look(key, path, body)?.ok())
+    }
+
+    /// The right to answer a key, or what becomes of who has it.
+    fn look(&self, key: &Key, path: &str, body: &[u8]) -> Result<Result<Ticket, Word>, ApiError> {
+        let request = self.hasher.hash_one((path, body));
+        let mut book = lock(&self.book);
+        book.tidy(Instant::now());
+        match book.known.get(key) {
+            Some(known) if known.request != request => Err(ApiError::other_key()),
+            Some(known) => Ok(Err(known.answer.clone())),
+            None => {
+                let (sender, answer) = watch::channel(None);
+                book.known.insert(key.clone(), Known { request, answer, at: None });
+                let book = Arc::clone(&self.book);
+                Ok(Ok(Ticket { key: key.clone(), answer: sender, book }))
+            }
+        }
+    }
+}
+
 impl Ticket {
+    /// The stream has begun: from now on the key is this request's, as those of answers are.
+    pub(crate) fn streams(self) {
+        let mut book = lock(&self.book);
+        let now = Instant::now();
+        if let Some(known) = book.known.get_mut(&self.key) {
+            known.at = Some(now);
+            book.answered.push_back(self.key.clone());
+        }
+        book.tidy(now);
+    }
+
     /// This is the answer.
     pub(crate) fn answered(self, bytes: &Bytes) {
         let mut book = lock(&self.book);

@@ -233,15 +233,18 @@ fn begin_text(gateway: &Gateway, body: &[u8], batch: usize) -> Result<(Fields, M
     Ok((fields, meant))
 }
 
-/// Where a request with a key is to be answered whole: the right to answer it, or what was said
-/// to it before. Streams are not kept; who asks again gets the same bytes computed again.
+/// Of a request with a key: the right to answer it, or what was said to it before. Streams are not
+/// kept; who asks again gets the same bytes computed again.
 async fn first(
     gateway: &Gateway,
     key: Option<Key>,
     (path, body): (&str, &[u8]),
     options: &Options,
 ) -> Result<Result<Option<Ticket>, Response>, ApiError> {
-    let Some(key) = key.filter(|_| options.stream.is_none()) else { return Ok(Ok(None)) };
+    let Some(key) = key else { return Ok(Ok(None)) };
+    if options.stream.is_some() {
+        return Ok(Ok(gateway.answers.stream(&key, path, body)?));
+    }
     Ok(match gateway.answers.begin(&key, path, body).await? {
         Part::First(ticket) => Ok(Some(ticket)),
         Part::Again(bytes) => {
@@ -292,6 +295,7 @@ async fn completions(
     let sequences = gateway.open(&meant, &id.0, jobs).await?;
     let prompt = ids.iter().map(|ids| ids.len()).sum();
     if let Some(stream) = options.stream {
+        ticket.into_iter().for_each(Ticket::streams);
         return Ok(respond(Writer::Completions(writer), sequences, stream, prompt));
     }
     let pieces = collect(sequences).await?;
@@ -330,6 +334,7 @@ async fn chat(
     let sequences = gateway.open(&meant, &id.0, jobs).await?;
     let prompt = ids.len();
     if let Some(stream) = options.stream {
+        ticket.into_iter().for_each(Ticket::streams);
         return Ok(respond(Writer::Chat(writer), sequences, stream, prompt));
     }
     let pieces = collect(sequences).await?;

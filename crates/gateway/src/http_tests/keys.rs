@@ -52,7 +52,7 @@ async fn a_key_stands_in_for_the_seed_wherever_it_is_asked() {
         (Server::start(Rule::default()).await, Server::start(Rule::default()).await);
     let streamed = body(&json!({"stream": true}));
     for (key, body) in
-        [("k", &streamed), ("k", &streamed), ("l", &streamed), ("k", &body(&json!({})))]
+        [("k", &streamed), ("k", &streamed), ("l", &streamed), ("n", &body(&json!({})))]
     {
         assert_eq!(server.send(&keyed(key, body)).await.status, 200);
         assert_eq!(another.send(&keyed(key, body)).await.status, 200);
@@ -61,13 +61,25 @@ async fn a_key_stands_in_for_the_seed_wherever_it_is_asked() {
     assert_eq!(seen, seeds(&another));
     assert_eq!(seen[0], seen[1], "a stream is computed again, to the same bytes");
     assert!(seen[0] != seen[2] && seen[0] != seen[3], "another key or body, another seed");
+    for other in [body(&json!({})), body(&json!({"stream": true, "max_tokens": 8}))] {
+        let reply = server.send(&keyed("k", &other)).await;
+        assert_eq!((reply.status, &reply.error()["code"]), (422, &json!("idempotency_key_reused")));
+    }
+    // A stream that was refused may be mended, one that waits is no other.
+    let long = body(&json!({"stream": true, "max_tokens": 100_000}));
+    assert_eq!(server.send(&keyed("o", &long)).await.status, 400);
+    let two = keyed("o", &streamed);
+    let (one, two) = tokio::join!(server.send(&two), server.send(&two));
+    assert_eq!((one.status, two.status), (200, 200));
+    let seen = seeds(&server);
+    assert_eq!(seen[4], seen[5]);
     // A seed that is named counts; without a key each request has its own.
     server.send(&keyed("m", &body(&json!({"seed": 7})))).await;
     server.complete(json!({"prompt": "a"})).await;
     server.complete(json!({"prompt": "a"})).await;
     let seen = seeds(&server);
-    assert_eq!(seen[4], 7);
-    assert_ne!(seen[5], seen[6]);
+    assert_eq!(seen[6], 7);
+    assert_ne!(seen[7], seen[8]);
 }
 
 #[tokio::test]
