@@ -625,9 +625,10 @@ pub(crate) struct Demo {
     /// Worker processes.
     #[arg(long, default_value_t = 3)]
     pub(crate) workers: usize,
-    /// What to say to the model.
-    #[arg(long, default_value = "What news of the war, my lord?", value_name = "TEXT")]
-    pub(crate) prompt: String,
+    /// What to say to the model. With --chaos something longer by default, for all of it has to be
+    /// computed again.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
     /// Exit after one answer instead of serving until Ctrl-C.
     #[arg(long)]
     pub(crate) once: bool,

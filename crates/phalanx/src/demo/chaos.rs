@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use serde_json::json;
 use tokio::sync::mpsc;
 use wire::pb;
@@ -41,7 +41,10 @@ struct Victim {
 struct Outcome {
     victim: Victim,
     digests: [String; 2],
+    /// As far as it came.
     answer: Answer,
+    /// What the client saw instead of the rest, where it saw an error.
+    error: Option<String>,
     /// Between the last token before the kill and the first one after.
     pause: Duration,
     bytes_read: u64,
@@ -61,19 +64,22 @@ pub(super) async fn tell(
 ) -> anyhow::Result<()> {
     let victim = victim(status).context("no group serves")?;
     show.note("\nFirst, undisturbed.");
-    show.question(&args.prompt);
+    show.question(super::prompt(args));
     let (gold, _) = super::ask(args, http, show).await?;
     show.note(&format!(
         "\n\nOnce more; after a third of it, {} is killed with kill -9. It leads the group.",
         victim.name
     ));
-    show.question(&args.prompt);
+    show.question(super::prompt(args));
     let outcome = disturb(args, (operator, http), processes, show, victim, &gold).await?;
-    let same = outcome.answer == gold;
+    let same = outcome.error.is_none() && outcome.answer == gold;
     if args.json {
         process::line(&as_json(&outcome, same).to_string()).context("standard output")?;
     } else {
         tale(&outcome, same).iter().for_each(|line| show.note(line));
+    }
+    if let Some(error) = &outcome.error {
+        bail!("the client saw an error: {error}");
     }
     ensure!(same, "the disturbed answer is not the undisturbed one");
     Ok(())
@@ -111,12 +117,13 @@ async fn disturb(
         api.chat(&body, &mut |text| {
             shown.piece(text);
             // Whoever counts may have seen enough.
-            let _ = pieces.send(Instant::now());
+            let _ = pieces.send((Instant::now(), text.to_owned()));
         })
     });
-    let mut arrivals = Vec::new();
-    while let Some(arrival) = coming.recv().await {
+    let (mut arrivals, mut came) = (Vec::new(), String::new());
+    while let Some((arrival, text)) = coming.recv().await {
         arrivals.push(arrival);
+        came.push_str(&text);
         if arrivals.len() as u64 >= u64::from(kill_at) {
             break;
         }
@@ -130,7 +137,10 @@ async fn disturb(
     let end = loop {
         tokio::select! {
             arrival = coming.recv() => match arrival {
-                Some(arrival) => arrivals.push(arrival),
+                Some((arrival, text)) => {
+                    arrivals.push(arrival);
+                    came.push_str(&text);
+                }
                 None => break Instant::now(),
             },
             Ok(Some(status)) = news.message() => {
@@ -139,8 +149,8 @@ async fn disturb(
             }
         }
     };
-    let answer = asking.await.context("the request was interrupted")?;
-    let answer = answer.context("the client saw an error")?;
+    let asked = asking.await.context("the request was interrupted")?;
+    let (answer, error) = or_partial(asked, came, arrivals.len());
     // The answer may be through before the cluster has told everything.
     while end.elapsed() < STORY && !latest.as_ref().is_some_and(serves) {
         let Ok(Ok(Some(status))) = tokio::time::timeout(STORY, news.message()).await else { break };
@@ -157,7 +167,22 @@ async fn disturb(
     timeline.sort_by_key(|moment| moment.at);
     let digest = |answer: &Answer| blake3::hash(answer.text.as_bytes()).to_hex().to_string();
     let digests = [digest(gold), digest(&answer)];
-    Ok(Outcome { victim, digests, answer, pause, bytes_read, ranks_left, timeline })
+    Ok(Outcome { victim, digests, answer, error, pause, bytes_read, ranks_left, timeline })
+}
+
+/// An answer, or as much of it as came and the error that the client saw.
+fn or_partial(
+    asked: anyhow::Result<Answer>,
+    text: String,
+    pieces: usize,
+) -> (Answer, Option<String>) {
+    match asked {
+        Ok(answer) => (answer, None),
+        Err(error) => {
+            let partial = Answer { text, tokens: pieces as u64, ..Answer::default() };
+            (partial, Some(format!("{error:#}")))
+        }
+    }
 }
 
 fn serves(status: &pb::StatusReply) -> bool {
@@ -240,6 +265,7 @@ fn as_json(outcome: &Outcome, same: bool) -> serde_json::Value {
     let timeline = timeline.map(|one| json!({"ms": milliseconds(one.at), "what": one.what}));
     json!({
         "same": same,
+        "error": outcome.error,
         "digest_undisturbed": outcome.digests[0],
         "digest_disturbed": outcome.digests[1],
         "text": outcome.answer.text,
@@ -271,7 +297,10 @@ fn tale(outcome: &Outcome, same: bool) -> Vec<String> {
         ranks => format!("{ranks} ranks are left"),
     };
     let pause = milliseconds(outcome.pause);
-    lines.push(format!("The client waited {pause:.0} ms and saw no error; {left}."));
+    lines.push(match &outcome.error {
+        None => format!("The client waited {pause:.0} ms and saw no error; {left}."),
+        Some(error) => format!("The client saw an error, which must never be: {error}; {left}."),
+    });
     lines.push(format!(
         "{} KiB of the model went with the worker, and {} KiB were read again.",
         outcome.victim.bytes >> 10,

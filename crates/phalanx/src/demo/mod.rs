@@ -27,8 +27,27 @@ const SEED: u64 = 4;
 /// The model answers as short as its books' speeches; a show needs a few lines.
 const MIN_TOKENS: u32 = 60;
 
+/// What the model is asked unless somebody asks something else.
+const PROMPT: &str = "What news of the war, my lord?";
+/// And where the answer is to be disturbed.
+const LONG_PROMPT: &str = "\
+My lord, I come from the northern shore, where three nights we kept our watch beneath the walls. \
+The first night there was rain, and nothing stirred but the sea. The second night a light went up \
+on the old tower, and by it we saw their ships, more than I could number, with black sails, lying \
+close under the cliff. Our captain sent two riders to the king, and neither is returned. On the \
+third night, a little before the dawn, they came upon us with ladders and with fire. We threw them \
+down, and they came again; we threw them down, and they came again; and when the sun was up there \
+were of all our company but forty that could stand. Yet the gate is shut, and the bridge is held, \
+and not a stone of the wall is theirs. The soldiers ask for bread, and for arrows, and for a word \
+from you. What shall I tell them, my lord? Shall we hold the wall another night, or come away?";
+
+/// What the model is asked.
+fn prompt(args: &args::Demo) -> &str {
+    args.prompt.as_deref().unwrap_or(if args.chaos { LONG_PROMPT } else { PROMPT })
+}
+
 pub(crate) async fn run(args: args::Demo) -> anyhow::Result<()> {
-    ensure!(!args.prompt.trim().is_empty(), "--prompt must not be empty");
+    ensure!(!prompt(&args).trim().is_empty(), "--prompt must not be empty");
     ensure!(args.workers > 0, "--workers must be at least 1");
     ensure!(args.max_tokens > 0, "--max-tokens must be at least 1");
     if args.chaos {
@@ -91,7 +110,7 @@ async fn tell(
         }
         return Ok(());
     }
-    show.question(&args.prompt);
+    show.question(prompt(args));
     let (answer, timing) = ask(args, http, &show).await?;
     ensure!(!answer.text.is_empty(), "the model answered nothing");
     let digest = blake3::hash(answer.text.as_bytes()).to_hex().to_string();
@@ -137,7 +156,7 @@ impl Timing {
 async fn question(args: &args::Demo, api: &Api) -> anyhow::Result<serde_json::Value> {
     Ok(json!({
         "model": api_model(api).await?,
-        "messages": [{"role": "user", "content": args.prompt}],
+        "messages": [{"role": "user", "content": prompt(args)}],
         "max_tokens": args.max_tokens,
         "min_tokens": MIN_TOKENS.min(args.max_tokens),
         "temperature": 0.7,

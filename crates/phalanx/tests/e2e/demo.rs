@@ -55,7 +55,11 @@ fn chaos_costs_a_pause_and_no_byte() {
         "rank 0 on node 2 died",
     ];
     assert!(noticed.iter().any(|how| told.contains(how)), "{told}");
-    let undisturbed = demo(&["--workers", "2"]);
+    assert_eq!(shown["error"], Value::Null);
+    // The same again with another prompt, beside a cluster of another size that nobody disturbs.
+    let prompt = ["--prompt", "Who goes there?"];
+    let shown = demo(&[&["--chaos"], &prompt[..]].concat());
+    let undisturbed = demo(&[&["--workers", "2"], &prompt[..]].concat());
     assert_eq!(shown["digest_disturbed"], undisturbed["digest"]);
 }
 
