@@ -9,6 +9,7 @@
 
 mod leases;
 mod members;
+mod moves;
 mod orders;
 mod repairs;
 
@@ -18,6 +19,7 @@ use cluster::{ClusterState, Command, Epoch, Event, GroupId, NodeInfo, Progress, 
 use planner::NodeId;
 use wire::{Held, Order, Report};
 
+use self::moves::Moves;
 use self::repairs::Repairs;
 
 use crate::replica::{MemberChange, ReplicaStatus};
@@ -207,6 +209,7 @@ pub struct Leader {
     next_number: u64,
     pauses: BTreeMap<GroupId, Pause>,
     repairs: Repairs,
+    moves: Moves,
     progress: Progress,
     /// Since when a learner has been near the end of the log.
     caught_up: BTreeMap<NodeId, u64>,
@@ -243,6 +246,7 @@ impl Leader {
             next_number: first_number,
             pauses: BTreeMap::new(),
             repairs: Repairs::default(),
+            moves: Moves::default(),
             progress: Progress::new(),
             caught_up: BTreeMap::new(),
             members_after: 0,
@@ -320,6 +324,7 @@ impl Leader {
         self.wavers = 0;
         self.pauses.clear();
         self.repairs = Repairs::default();
+        self.moves = Moves::default();
         self.progress.clear();
         self.caught_up.clear();
     }
@@ -360,7 +365,8 @@ impl Leader {
             return;
         }
         let observation = self.observe(cluster);
-        for command in cluster::reconcile(cluster, &observation) {
+        let wanted = cluster::reconcile(cluster, &observation);
+        for command in self.due(cluster, wanted) {
             let number = self.number(Subject::Plan, None);
             self.out.push(Output::Propose { number, command });
         }

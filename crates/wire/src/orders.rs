@@ -40,6 +40,8 @@ pub enum Order {
     },
     /// Load what the plan gives this node.
     Form(Box<FormGroup>),
+    /// Load what the plan gives this node, and keep it for an order to form.
+    Prepare(Box<FormGroup>),
     /// Let go of a group.
     Retire {
         /// The group.
@@ -98,6 +100,7 @@ impl Order {
                 present: present.iter().map(|node| node.0).collect(),
             }),
             Self::Form(form) => pb::order::Order::Form(form.to_wire()),
+            Self::Prepare(form) => pb::order::Order::Prepare(form.to_wire()),
             Self::Retire { group, epoch, reason } => pb::order::Order::Retire(pb::RetireGroup {
                 group: group.0,
                 epoch: epoch.0,
@@ -142,6 +145,9 @@ impl Order {
                 Self::Roll { given, present: present.into_iter().map(NodeId).collect() }
             }
             pb::order::Order::Form(form) => Self::Form(Box::new(FormGroup::from_wire(form, spec)?)),
+            pb::order::Order::Prepare(form) => {
+                Self::Prepare(Box::new(FormGroup::from_wire(form, spec)?))
+            }
             pb::order::Order::Retire(retire) => {
                 bounded("reason", retire.reason.len(), REASON_MAX)?;
                 let (group, epoch) = (GroupId(retire.group), Epoch(retire.epoch));

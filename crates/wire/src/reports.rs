@@ -60,6 +60,15 @@ pub enum Report {
         /// The rank.
         rank: usize,
     },
+    /// The worker has loaded what it was told to prepare, or cannot.
+    Prepared {
+        /// The group.
+        group: GroupId,
+        /// Its incarnation to come.
+        epoch: Epoch,
+        /// Why not, where it is not there.
+        error: Option<String>,
+    },
     /// A rank cannot go on.
     Failed {
         /// The group.
@@ -107,6 +116,11 @@ impl Report {
                 let rank = narrow(*rank);
                 Wire::Ready(pb::RankReady { group: group.0, epoch: epoch.0, rank })
             }
+            Self::Prepared { group, epoch, error } => Wire::Prepared(pb::Prepared {
+                group: group.0,
+                epoch: epoch.0,
+                error: error.clone().unwrap_or_default(),
+            }),
             Self::Failed { group, epoch, rank, reason, blames } => Wire::Failed(pb::RankFailed {
                 group: group.0,
                 epoch: epoch.0,
@@ -152,6 +166,11 @@ impl Report {
                 epoch: Epoch(ready.epoch),
                 rank: size("rank", ready.rank)?,
             },
+            Wire::Prepared(pb::Prepared { group, epoch, error }) => {
+                bounded("error", error.len(), REASON_MAX)?;
+                let error = (!error.is_empty()).then_some(error);
+                Self::Prepared { group: GroupId(group), epoch: Epoch(epoch), error }
+            }
             Wire::Failed(failed) => {
                 bounded("reason", failed.reason.len(), REASON_MAX)?;
                 Self::Failed {

@@ -194,6 +194,8 @@ fn report() -> impl Strategy<Value = Report> {
             Report::Progress { group, epoch, rank, bytes_read, bytes_total }
         }),
         member().prop_map(|(group, epoch, rank)| Report::Ready { group, epoch, rank }),
+        (member(), option::of(".{1,20}"))
+            .prop_map(|((group, epoch, _), error)| { Report::Prepared { group, epoch, error } }),
         (member(), ".{0,20}", option::of(0usize..9)).prop_map(
             |((group, epoch, rank), reason, blames)| {
                 Report::Failed { group, epoch, rank, reason, blames }
@@ -266,6 +268,11 @@ fn order() -> impl Strategy<Value = Order> {
         (1usize..=8, compute, stripes).prop_map(|(ranks, compute, stripes)| Order::Form(Box::new(
             form(ranks, compute, stripes)
         ))),
+        (1usize..=8).prop_map(|ranks| Order::Prepare(Box::new(form(
+            ranks,
+            ComputeType::F32,
+            None
+        )))),
         (any::<u64>(), any::<u64>(), ".{0,20}").prop_map(|(group, epoch, reason)| {
             Order::Retire { group: GroupId(group), epoch: Epoch(epoch), reason }
         }),

@@ -1,6 +1,6 @@
 //! The groups this worker takes part in: starting and stopping their ranks, finding them again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -19,6 +19,7 @@ use wire::{FormGroup, Held, Report};
 
 use crate::followers::{Fanout, Here};
 use crate::leader::{Command, Leader};
+use crate::prepare::Preparations;
 use crate::pulse::Pulse;
 use crate::rank::{Failure, Formation, Meeting, Setup, StepDone, Stop, follow};
 use crate::shelf::Shelf;
@@ -66,6 +67,8 @@ struct Hosted {
     /// This node's ranks, as far as their reports have passed.
     ranks: BTreeMap<usize, Standing>,
     pulses: BTreeMap<usize, Pulse>,
+    /// The devices of this node's ranks.
+    devices: BTreeSet<usize>,
     stop: Stop,
     threads: Vec<JoinHandle<()>>,
 }
@@ -83,6 +86,7 @@ enum Standing {
 pub(crate) struct Groups {
     hosted: Mutex<BTreeMap<GroupId, Hosted>>,
     shelf: Shelf,
+    preparations: Preparations,
     /// Calls of another epoch that were refused.
     stale: AtomicU64,
 }
@@ -184,6 +188,9 @@ impl Groups {
             return;
         }
         self.retire(group, epoch);
+        let mine = formation.order.plan.ranks.iter().filter(|rank| rank.node == node);
+        let devices: BTreeSet<usize> = mine.map(|rank| rank.device).collect();
+        self.preparations.end_on(&devices);
         let mut hosted = Hosted {
             epoch,
             leads: formation.order.plan.ranks.first().map(|rank| rank.node),
@@ -191,6 +198,7 @@ impl Groups {
             steps: BTreeMap::new(),
             ranks: BTreeMap::new(),
             pulses: BTreeMap::new(),
+            devices,
             stop: Stop::default(),
             threads: Vec::new(),
         };
@@ -243,6 +251,19 @@ impl Groups {
         self.lock().iter().map(|(&group, hosted)| (group, hosted.epoch)).collect()
     }
 
+    /// Loads the weights of this node's ranks in an incarnation to come, and says when they are
+    /// there. Devices that hold ranks are left alone.
+    pub(crate) fn prepare(
+        &self,
+        node: NodeId,
+        order: FormGroup,
+        hardware: &Hardware,
+        reports: &channel::UnboundedSender<Report>,
+    ) {
+        let busy = self.lock().values().flat_map(|one| one.devices.iter().copied()).collect();
+        self.preparations.begin(node, order, (hardware, &busy), &self.shelf, reports);
+    }
+
     /// Whether this incarnation of the group is here.
     pub(crate) fn hosts(&self, group: GroupId, epoch: Epoch) -> bool {
         self.lock().get(&group).is_some_and(|hosted| hosted.epoch == epoch)
@@ -259,7 +280,7 @@ impl Groups {
 
     /// Whether there is nothing here.
     pub(crate) fn is_empty(&self) -> bool {
-        self.lock().is_empty() && self.shelf.is_empty()
+        self.lock().is_empty() && self.shelf.is_empty() && self.preparations.is_empty()
     }
 
     /// Frees weights that no rank has asked for.
@@ -328,6 +349,7 @@ impl Groups {
     pub(crate) fn retire_all(&self) {
         let all = std::mem::take(&mut *self.lock());
         all.into_values().for_each(end);
+        self.preparations.end_all();
         self.shelf.clear();
     }
 }

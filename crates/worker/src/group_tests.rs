@@ -15,6 +15,7 @@ fn following() -> (Groups, mpsc::Receiver<(Step, channel::UnboundedSender<StepDo
         steps: BTreeMap::from([(1, steps)]),
         ranks: BTreeMap::new(),
         pulses: BTreeMap::new(),
+        devices: BTreeSet::new(),
         stop: Stop::default(),
         threads: Vec::new(),
     };

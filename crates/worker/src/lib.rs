@@ -9,6 +9,7 @@ mod followers;
 mod group;
 mod leader;
 mod nodes;
+mod prepare;
 mod pulse;
 mod rank;
 mod service;

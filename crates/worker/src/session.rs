@@ -237,6 +237,7 @@ impl Session {
             Order::Certificate { generation } => self.renew(generation, channel),
             Order::Roll { given, present } => self.refuse(given, &present),
             Order::Form(form) => self.form(*form, up).await?,
+            Order::Prepare(form) => self.prepare(*form, up).await?,
             Order::Retire { group, epoch, reason } => self.retire(group, epoch, reason).await?,
         }
         Ok(())

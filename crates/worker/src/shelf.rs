@@ -13,10 +13,12 @@ use decoder::Kept;
 
 /// How long weights wait for a rank.
 const KEEP: Duration = Duration::from_secs(60);
+/// And where they were loaded for one that others have to load for, too.
+const PREPARED: Duration = Duration::from_secs(600);
 
-/// What a device held: weights of the model of a digest, and since when they wait.
+/// What a device held: weights of the model of a digest, and until when they wait.
 struct Waiting {
-    since: Instant,
+    until: Instant,
     digest: String,
     weights: Kept<CpuDevice>,
 }
@@ -34,10 +36,34 @@ impl Shelf {
 
     /// Leaves a device's weights here, which are of the model `digest`.
     pub(crate) fn put(&self, device: usize, digest: &str, weights: Kept<CpuDevice>) {
+        self.put_for(device, digest, weights, KEEP);
+    }
+
+    fn put_for(&self, device: usize, digest: &str, weights: Kept<CpuDevice>, keep: Duration) {
         if !weights.is_empty() {
-            let (since, digest) = (Instant::now(), digest.to_owned());
-            self.lock().insert(device, Waiting { since, digest, weights });
+            let (until, digest) = (Instant::now() + keep, digest.to_owned());
+            self.lock().insert(device, Waiting { until, digest, weights });
         }
+    }
+
+    /// Loads what a rank will need, with the help of what the device holds, and leaves it here.
+    /// Where that fails, what was there or was loaded stays.
+    ///
+    /// # Errors
+    /// Those of `load`.
+    pub(crate) fn fill(
+        &self,
+        device: usize,
+        digest: &str,
+        load: impl FnOnce(&mut Option<Kept<CpuDevice>>) -> Result<Kept<CpuDevice>, String>,
+    ) -> Result<(), String> {
+        let mut before = self.take(device, digest);
+        let loaded = load(&mut before);
+        if let Some(before) = before {
+            self.put(device, digest, before);
+        }
+        self.put_for(device, digest, loaded?, PREPARED);
+        Ok(())
     }
 
     /// Takes what the device held, for its next rank, which is of the model `digest`. Weights of
@@ -49,7 +75,8 @@ impl Shelf {
 
     /// Frees what has waited too long.
     pub(crate) fn expire(&self) {
-        self.lock().retain(|_, waiting| waiting.since.elapsed() < KEEP);
+        let now = Instant::now();
+        self.lock().retain(|_, waiting| waiting.until > now);
     }
 
     /// Whether nothing waits here.

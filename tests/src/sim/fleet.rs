@@ -509,7 +509,22 @@ impl World<ClusterWorkload> {
                 }
             }
             Order::Form(form) => self.form(id, line, &form),
+            Order::Prepare(form) => self.prepare(id, line, &form),
         }
+    }
+
+    /// A worker loads what it may be told to hold next; it takes no time here, and may fail.
+    fn prepare(&mut self, id: u64, line: u64, form: &FormGroup) {
+        let (group, epoch) = (form.group, form.epoch);
+        let fails = !self.healed && !self.told && self.rng.chance(100);
+        self.trace.line(self.now, || format!("worker {id}: prepares {group} epoch {epoch}"));
+        let Some(worker) = self.extra.workers.get_mut(&id) else { return };
+        let mine = form.plan.ranks.iter().filter(|rank| Some(rank.node) == worker.node);
+        if worker.held.is_empty() && !fails {
+            worker.kept = mine.flat_map(|rank| rank.stripes.iter().copied()).collect();
+        }
+        let error = fails.then(|| "it cannot".to_owned());
+        self.up(line, Up::Report(Report::Prepared { group, epoch, error }));
     }
 
     fn form(&mut self, id: u64, line: u64, form: &FormGroup) {

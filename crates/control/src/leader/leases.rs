@@ -23,7 +23,10 @@ impl Session {
             Report::Failed { group, epoch, rank, .. } => {
                 self.held.retain(|one| (one.group, one.epoch, one.rank) != (group, epoch, rank));
             }
-            Report::Join(..) | Report::Heartbeat(_) | Report::Progress { .. } => {}
+            Report::Join(..)
+            | Report::Heartbeat(_)
+            | Report::Prepared { .. }
+            | Report::Progress { .. } => {}
         }
     }
 }
@@ -155,6 +158,9 @@ impl Leader {
             Report::Heartbeat(groups) => {
                 self.out.push(Output::Order { session, order: Order::Lease });
                 self.outlived(cluster, session, &groups);
+            }
+            Report::Prepared { group, epoch, error } => {
+                self.prepared(node, (group, epoch), error.as_deref());
             }
             report => self.rank_report(cluster, node, report),
         }

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use cluster::{ClusterState, Command, Epoch, Group, GroupId, Phase};
-use planner::NodeId;
+use planner::{NodeId, ShardPlan};
 use wire::{FormGroup, Held, Order, RankAddress, Report};
 
 use super::{Leader, Output, SessionId, Subject};
 
 impl Leader {
-    fn order(&mut self, node: NodeId, order: Order) {
+    pub(super) fn order(&mut self, node: NodeId, order: Order) {
         let session = self.contacts.get(&node).and_then(|contact| contact.session);
         let admitted = session.filter(|id| self.sessions.get(id).is_some_and(|s| s.admitted));
         if let Some(session) = admitted {
@@ -54,6 +54,7 @@ impl Leader {
         node: NodeId,
         held: &[Held],
     ) {
+        self.prepare_again(node);
         let mut wanted = BTreeSet::new();
         for (&id, group) in cluster.groups().iter().filter(|(_, group)| group.live()) {
             let ranks = group.plan.ranks.iter().filter(|rank| rank.node == node);
@@ -114,7 +115,7 @@ impl Leader {
             Report::Progress { group, epoch, rank, .. }
             | Report::Ready { group, epoch, rank }
             | Report::Failed { group, epoch, rank, .. } => (group, epoch, rank),
-            Report::Join(..) | Report::Heartbeat(_) => return,
+            Report::Join(..) | Report::Heartbeat(_) | Report::Prepared { .. } => return,
         };
         let group = cluster.groups().get(&id);
         let group = group.filter(|group| group.live() && group.epoch == epoch);
@@ -143,7 +144,7 @@ impl Leader {
                 let reason = format!("rank {rank} on node {} failed: {reason}", node.0);
                 self.fence(id, epoch, reason);
             }
-            Report::Join(..) | Report::Heartbeat(_) => {}
+            Report::Join(..) | Report::Heartbeat(_) | Report::Prepared { .. } => {}
         }
     }
 
@@ -174,13 +175,13 @@ fn formation(cluster: &ClusterState, id: GroupId, group: &Group) -> Option<FormG
         epoch: group.epoch,
         deployment: deployment.clone(),
         plan: group.plan.clone(),
-        addresses: addresses(cluster, group),
+        addresses: addresses(cluster, &group.plan),
     })
 }
 
 /// Where the ranks of a group are, by rank.
-fn addresses(cluster: &ClusterState, group: &Group) -> Vec<RankAddress> {
-    let ranks = group.plan.ranks.iter().filter_map(|rank| {
+pub(super) fn addresses(cluster: &ClusterState, plan: &ShardPlan) -> Vec<RankAddress> {
+    let ranks = plan.ranks.iter().filter_map(|rank| {
         let info = cluster.nodes().get(&rank.node)?.info.as_ref()?;
         Some(RankAddress {
             node: rank.node,

@@ -141,7 +141,7 @@ impl Leader {
         }
         let at_fault = group.plan.ranks.get(blames.unwrap_or(rank));
         if let Some(planned) = at_fault {
-            self.repairs.avoid.insert(planned.node, self.now + BLAME);
+            self.shun(planned.node);
         }
         let wish = cluster.deployments().get(&group.deployment);
         let mut others = cluster.nodes().keys().filter(|node| {
@@ -152,6 +152,11 @@ impl Leader {
         if blames.is_none_or(|other| other == rank) || others.next().is_none() {
             self.pause(id);
         }
+    }
+
+    /// A node could not do its part: others are asked first for a while.
+    pub(super) fn shun(&mut self, node: NodeId) {
+        self.repairs.avoid.insert(node, self.now + BLAME);
     }
 
     /// A node is gone, or about to be: groups that it had a rank of wait for nothing.

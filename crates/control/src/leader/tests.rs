@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod members;
+mod moves;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ struct Bench {
     proposed: Vec<Command>,
     /// The log takes nothing.
     refuses: bool,
+    /// Workers do not say whether they have prepared.
+    mute: bool,
 }
 
 /// A replica that leads a cluster of one.
@@ -80,6 +83,7 @@ impl Bench {
             transfers: Vec::new(),
             proposed: Vec::new(),
             refuses: false,
+            mute: false,
         };
         bench.apply(Command::Found { name: "c1".to_owned() }).unwrap();
         for worker in 1..=workers {
@@ -166,7 +170,16 @@ impl Bench {
                     }
                     Output::Change { number, change } => self.changes.push((number, change)),
                     Output::Transfer { to } => self.transfers.push(to),
-                    Output::Order { session, order } => self.orders.push((session, order)),
+                    Output::Order { session, order } => {
+                        if let Order::Prepare(form) = &order
+                            && !self.mute
+                        {
+                            let (group, epoch, error) = (form.group, form.epoch, None);
+                            let report = Report::Prepared { group, epoch, error };
+                            queue.push_back(Input::Report { session, report });
+                        }
+                        self.orders.push((session, order));
+                    }
                     Output::Refuse { session, .. } | Output::End { session, .. } => {
                         self.ended.push(session);
                     }

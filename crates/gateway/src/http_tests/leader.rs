@@ -158,8 +158,8 @@ fn events(
                 yield event(Event::PromptLogprobs(pb::PromptLogprobs { tokens: part.to_vec() }));
             }
         }
-        while epoch < rule.mute_before {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        if epoch < rule.mute_before {
+            std::future::pending::<()>().await;
         }
         let stop = request.stop.clone().expect("stop rules");
         let choice = request.sampling.as_ref().expect("sampling").choice;

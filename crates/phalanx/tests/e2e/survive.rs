@@ -404,6 +404,32 @@ fn a_worker_that_stands_still_is_left_behind_and_nothing_of_it_is_shown() {
     ward.whole();
 }
 
+/// It has loaded its part before the group is interrupted: nothing is read while streams wait.
+#[test]
+fn a_worker_that_comes_back_is_taken_in_when_it_has_loaded() {
+    let mut ward = Ward::start(2, 0);
+    let http = ward.http();
+    let gold = gold(&http);
+    let victim = ward.holders()[1];
+    ward.kill(victim);
+    http.wait("to go on narrow", || ward.holders() == [1 - victim]);
+    let clients = Clients::start(&http, &gold, 4);
+    ward.revive(victim);
+    let revived = Instant::now();
+    ward.whole();
+    let whole = Instant::now();
+    let before = clients.count();
+    http.wait("to go on", || clients.count() > before + 4 || clients.broken());
+    let (answers, gaps) = clients.end();
+    let longest = gaps.iter().filter(|(from, to)| *to > revived && *from < whole);
+    let longest = longest.map(|(from, to)| *to - *from).max();
+    println!("{answers} answers, taken in again with a gap of {longest:?}");
+    let status = ward.status();
+    let ranks = status["groups"][0]["ranks"].as_array().expect("ranks");
+    assert_eq!(ranks.len(), 2, "{status}");
+    assert!(ranks.iter().all(|rank| rank["bytes_read"] == 0), "{status}");
+}
+
 #[test]
 fn a_node_is_drained_and_taken_back_without_a_failed_request() {
     let ward = Ward::start(2, 1);

@@ -48,6 +48,18 @@ impl Session {
         tokio::task::spawn_blocking(form).await.map_err(|e| e.to_string())
     }
 
+    pub(super) async fn prepare(
+        &self,
+        form: FormGroup,
+        up: &channel::UnboundedSender<Report>,
+    ) -> Result<(), String> {
+        tracing::info!(group = form.group.0, epoch = form.epoch.0, "preparing to join a group");
+        let (groups, hardware) = (Arc::clone(&self.groups), Arc::clone(&self.hardware));
+        let (node, up) = (self.node(), up.clone());
+        let prepare = move || groups.prepare(node, form, &hardware, &up);
+        tokio::task::spawn_blocking(prepare).await.map_err(|e| e.to_string())
+    }
+
     pub(super) async fn retire(
         &self,
         group: GroupId,
