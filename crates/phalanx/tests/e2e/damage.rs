@@ -39,31 +39,31 @@ fn cut(model: &Path) {
     file.set_len(length / 2).expect("cut");
 }
 
+/// Each of two spares is tried in its turn, cannot load, and is left out.
 #[test]
 fn a_repair_takes_nothing_from_a_file_that_was_damaged_meanwhile() {
-    for damage in [spoil as fn(&Path), cut] {
-        let mut ward = Ward::start(2, 0);
-        let (at, model) = (ward.coordinator.cluster(), copy());
-        let spare = ward.ground.worker(model.path(), "worker-3", &at, &[]);
-        ward.workers.push(Some(spare));
-        let http = ward.http();
-        let gold = gold(&http);
-        ward.whole();
-        damage(model.path());
-        let clients = Clients::start(&http, &gold, 4);
-        let goal = clients.count() + 2;
-        http.wait("to answer", || clients.count() >= goal || clients.broken());
-        let victim = ward.holders()[1];
-        ward.kill(victim);
-        let goal = clients.count() + 8;
-        http.wait("to go on", || clients.count() >= goal || clients.broken());
-        println!("{} answers", clients.end().0);
-        // The spare was taken, could not load, and was left out.
-        let status = ward.status();
-        assert!(status["groups"][0]["epoch"].as_u64() > Some(2), "{status}");
-        assert_eq!(ward.holders(), [1 - victim], "{status}");
-        for (number, worker) in ward.workers.iter_mut().enumerate() {
-            assert_eq!(worker.as_mut().is_some_and(Process::runs), number != victim);
-        }
+    let mut ward = Ward::start(2, 0);
+    let (at, models) = (ward.coordinator.cluster(), [copy(), copy()]);
+    for (model, name) in models.iter().zip(["worker-3", "worker-4"]) {
+        ward.workers.push(Some(ward.ground.worker(model.path(), name, &at, &[])));
+    }
+    let http = ward.http();
+    let gold = gold(&http);
+    ward.whole();
+    spoil(models[0].path());
+    cut(models[1].path());
+    let clients = Clients::start(&http, &gold, 4);
+    let goal = clients.count() + 2;
+    http.wait("to answer", || clients.count() >= goal || clients.broken());
+    let victim = ward.holders()[1];
+    ward.kill(victim);
+    let goal = clients.count() + 8;
+    http.wait("to go on", || clients.count() >= goal || clients.broken());
+    println!("{} answers", clients.end().0);
+    let status = ward.status();
+    assert!(status["groups"][0]["epoch"].as_u64() > Some(3), "{status}");
+    assert_eq!(ward.holders(), [1 - victim], "{status}");
+    for (number, worker) in ward.workers.iter_mut().enumerate() {
+        assert_eq!(worker.as_mut().is_some_and(Process::runs), number != victim);
     }
 }

@@ -4,9 +4,8 @@
 use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -236,10 +235,12 @@ impl Clients {
     }
 }
 
+/// What the demo model answers to all of them, asked of whichever cluster comes first: the bytes
+/// are the same on every number of ranks.
 pub(crate) fn gold(http: &Http) -> Arc<Vec<String>> {
-    let requests = requests();
+    static GOLD: OnceLock<Arc<Vec<String>>> = OnceLock::new();
     let answer = |(path, body): &(&'static str, Value)| shown(http, path, body, &mut Vec::new());
-    Arc::new(requests.iter().map(answer).collect())
+    Arc::clone(GOLD.get_or_init(|| Arc::new(requests().iter().map(answer).collect())))
 }
 
 /// What a series of kills came to.
