@@ -96,7 +96,8 @@ pub(crate) fn filled<T: Clone>(factors: &[usize], fill: T) -> Result<Vec<T>, Dev
     Ok(values)
 }
 
-fn out_of_memory<T>(len: usize) -> DeviceError {
+/// `len` elements cannot be had.
+pub(crate) fn out_of_memory<T>(len: usize) -> DeviceError {
     DeviceError::OutOfMemory { bytes: (len as u64).saturating_mul(size_of::<T>() as u64) }
 }
 

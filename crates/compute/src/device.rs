@@ -201,7 +201,7 @@ impl<'a> WeightSource<'a> {
 /// One product within a [`Device::matmul`] call:
 /// `out[to_row + i, to_column + o] = sum_k x[from_rows.start + i, from_column + k] * matrix[o, k]`
 /// (plus `bias[o]`, added last), `k` ascending.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Segment<'a, M> {
     /// The packed matrix `[outputs, inputs]`.
     pub matrix: &'a M,
@@ -215,6 +215,13 @@ pub struct Segment<'a, M> {
     pub to_row: usize,
     /// First output column.
     pub to_column: usize,
+}
+
+/// A copy refers to the same matrix, which need not be one that can be copied itself.
+impl<M> Clone for Segment<'_, M> {
+    fn clone(&self) -> Self {
+        Self { from_rows: self.from_rows.clone(), ..*self }
+    }
 }
 
 /// Which columns of a head a rotary embedding turns together.

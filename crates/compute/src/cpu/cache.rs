@@ -3,10 +3,11 @@
 //!
 //! Rows are padded with zeros to a whole number of vectors, so that a dot product has no tail.
 
+use super::arena::{Arena, Block, Plain};
 use super::lanes::{LANES, Lanes};
 use super::math::to_bf16;
 use super::tensor::CpuTensor;
-use crate::check::{Check, filled};
+use crate::check::{Check, out_of_memory};
 use crate::{AttendSpan, CacheShape, CacheValue, DeviceError, Precision};
 
 /// A paged KV cache.
@@ -26,14 +27,12 @@ pub(crate) enum Store {
 /// Keys and values of their own, `rows * row_width(dim)` elements each.
 #[derive(Debug)]
 pub(crate) struct Pages<E> {
-    pub(crate) keys: Vec<E>,
-    pub(crate) values: Vec<E>,
+    pub(crate) keys: Block<E>,
+    pub(crate) values: Block<E>,
 }
 
 /// How an element is kept.
-pub(crate) trait Element: Copy + Send + Sync + 'static {
-    /// Zero.
-    const ZERO: Self;
+pub(crate) trait Element: Plain {
     /// Rounds (to nearest, ties to even).
     fn narrow(value: f32) -> Self;
     /// Sixteen of them, widened.
@@ -41,8 +40,6 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
 }
 
 impl Element for f32 {
-    const ZERO: f32 = 0.0;
-
     fn narrow(value: f32) -> f32 {
         value
     }
@@ -54,8 +51,6 @@ impl Element for f32 {
 }
 
 impl Element for u16 {
-    const ZERO: u16 = 0;
-
     fn narrow(value: f32) -> u16 {
         to_bf16(value)
     }
@@ -72,14 +67,18 @@ pub(crate) fn row_width(dim: usize) -> usize {
 }
 
 impl<E: Element> Pages<E> {
-    fn new(shape: &CacheShape) -> Result<Self, DeviceError> {
+    fn new(arena: &Arena, shape: &CacheShape) -> Result<Self, DeviceError> {
         let CacheShape { layers, blocks, kv_heads, block_tokens, .. } = *shape;
-        let of = |dim| filled(&[layers, blocks, kv_heads, block_tokens, row_width(dim)], E::ZERO);
-        let values = match shape.value {
-            CacheValue::Own(dim) => of(dim)?,
-            CacheValue::PrefixOfKey(_) => Vec::new(),
+        let of = |dim| {
+            let factors = [layers, blocks, kv_heads, block_tokens, dim];
+            let len = factors.iter().try_fold(1_usize, |p, &factor| p.checked_mul(factor));
+            arena.zeros(len.ok_or(out_of_memory::<E>(usize::MAX))?)
         };
-        Ok(Pages { keys: of(shape.key_dim)?, values })
+        let values = match shape.value {
+            CacheValue::Own(dim) => of(row_width(dim))?,
+            CacheValue::PrefixOfKey(_) => of(0)?,
+        };
+        Ok(Pages { keys: of(row_width(shape.key_dim))?, values })
     }
 
     /// `value` is ignored where values are prefixes of keys.
@@ -118,7 +117,7 @@ impl Slot {
 }
 
 impl CpuCache {
-    pub(crate) fn new(shape: CacheShape) -> Result<CpuCache, DeviceError> {
+    pub(crate) fn new(arena: &Arena, shape: CacheShape) -> Result<CpuCache, DeviceError> {
         let check = Check("cache");
         check.at_least("block_tokens", shape.block_tokens, 1)?;
         check.at_least("key_dim", shape.key_dim, 1)?;
@@ -130,8 +129,10 @@ impl CpuCache {
         };
         check.at_most("value_dim", shape.value_dim(), most)?;
         let store = match shape.precision {
-            Precision::F32 => Store::F32(Pages::new(&shape)?),
-            Precision::Bf16 | Precision::Int8 | Precision::Int4 => Store::Bf16(Pages::new(&shape)?),
+            Precision::F32 => Store::F32(Pages::new(arena, &shape)?),
+            Precision::Bf16 | Precision::Int8 | Precision::Int4 => {
+                Store::Bf16(Pages::new(arena, &shape)?)
+            }
         };
         Ok(CpuCache { shape, store })
     }

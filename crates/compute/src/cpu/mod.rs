@@ -1,5 +1,6 @@
 //! The CPU device: own threads, own kernels, the same bits in every kernel class.
 
+mod arena;
 mod attention;
 mod cache;
 mod class;
@@ -25,6 +26,7 @@ use crate::device::{
     Activation, AttendSpan, CacheShape, Columns, Device, DeviceError, HeadMap, Precision,
     RopeTable, Rounding, Routes, Routing, Segment, WeightSource,
 };
+use arena::Arena;
 use lanes::Simd;
 use std::fmt;
 use std::sync::Arc;
@@ -40,6 +42,7 @@ struct Shared {
     class: KernelClass,
     simd: Simd,
     team: Team,
+    arena: Arena,
     pool: matmul::StagePool,
 }
 
@@ -57,7 +60,8 @@ impl CpuDevice {
 
     fn with(threads: usize, class: KernelClass, simd: Simd) -> Result<CpuDevice, DeviceError> {
         let team = Team::new(threads)?;
-        Ok(CpuDevice { shared: Arc::new(Shared { class, simd, team, pool: Default::default() }) })
+        let (arena, pool) = Default::default();
+        Ok(CpuDevice { shared: Arc::new(Shared { class, simd, team, arena, pool }) })
     }
 
     /// The kernel class in use.
@@ -113,7 +117,7 @@ impl Device for CpuDevice {
         source: &WeightSource<'_>,
         precision: Precision,
     ) -> Result<CpuMatrix, DeviceError> {
-        pack::pack(&self.shared.team, source, precision)
+        pack::pack((&self.shared.team, &self.shared.arena), source, precision)
     }
 
     fn rounding(&self, matrix: &CpuMatrix) -> Rounding {
@@ -125,7 +129,7 @@ impl Device for CpuDevice {
     }
 
     fn cache(&self, shape: CacheShape) -> Result<CpuCache, DeviceError> {
-        CpuCache::new(shape)
+        CpuCache::new(&self.shared.arena, shape)
     }
 
     fn embed(

@@ -3,11 +3,12 @@
 //! A panel is a run of *steps*; a step holds a few inner positions of all 32 outputs so that
 //! kernels read memory straight ahead. Outputs and inner positions beyond the matrix are zeros.
 
+use super::arena::{Arena, Block, Plain};
 use super::lanes::LANES;
 use super::math::{from_bf16, quantise, quantise4, to_bf16};
 use super::stored::Reader;
 use super::team::{Disjoint, Team};
-use crate::check::filled;
+use crate::check::{Check, filled};
 use crate::{DeviceError, Precision, Rounding, WeightSource};
 
 /// Outputs in a panel.
@@ -42,7 +43,7 @@ pub(crate) struct Int4Step {
 }
 
 /// How the steps of a precision are filled and read back.
-pub(crate) trait PackedStep: Copy + Send + Sync {
+pub(crate) trait PackedStep: Plain {
     /// All zeros.
     const ZERO: Self;
     /// Inner positions in a step.
@@ -135,7 +136,7 @@ impl PackedStep for Int4Step {
 }
 
 /// A packed matrix `[outputs, inputs]`.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct CpuMatrix {
     pub(crate) outputs: usize,
     pub(crate) inputs: usize,
@@ -144,12 +145,12 @@ pub struct CpuMatrix {
 }
 
 /// The panels of a matrix, one after the other, `inputs.div_ceil(DEPTH)` steps each.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) enum Panels {
-    F32(Vec<F32Step>),
-    Bf16(Vec<Bf16Step>),
-    Int8(Vec<Int8Step>),
-    Int4(Vec<Int4Step>),
+    F32(Block<F32Step>),
+    Bf16(Block<Bf16Step>),
+    Int8(Block<Int8Step>),
+    Int4(Block<Int4Step>),
 }
 
 impl CpuMatrix {
@@ -176,10 +177,10 @@ impl CpuMatrix {
     /// Bytes of memory that the weights take, padding included.
     pub fn bytes(&self) -> usize {
         match &self.panels {
-            Panels::F32(steps) => size_of_val(steps.as_slice()),
-            Panels::Bf16(steps) => size_of_val(steps.as_slice()),
-            Panels::Int8(steps) => size_of_val(steps.as_slice()),
-            Panels::Int4(steps) => size_of_val(steps.as_slice()),
+            Panels::F32(steps) => size_of_val(&**steps),
+            Panels::Bf16(steps) => size_of_val(&**steps),
+            Panels::Int8(steps) => size_of_val(&**steps),
+            Panels::Int4(steps) => size_of_val(&**steps),
         }
     }
 
@@ -206,7 +207,7 @@ fn read_row<S: PackedStep>(steps: &[S], inputs: usize, o: usize, out: &mut [f32]
 
 /// See [`crate::Device::pack`].
 pub(crate) fn pack(
-    team: &Team,
+    on: (&Team, &Arena),
     source: &WeightSource<'_>,
     precision: Precision,
 ) -> Result<CpuMatrix, DeviceError> {
@@ -215,10 +216,10 @@ pub(crate) fn pack(
     let mut rounding = Rounding::default();
     let lost = &mut rounding;
     let panels = match precision {
-        Precision::F32 => Panels::F32(fill(team, &reader, lost)?),
-        Precision::Bf16 => Panels::Bf16(fill(team, &reader, lost)?),
-        Precision::Int8 => Panels::Int8(fill(team, &reader, lost)?),
-        Precision::Int4 => Panels::Int4(fill(team, &reader, lost)?),
+        Precision::F32 => Panels::F32(fill(on, &reader, lost)?),
+        Precision::Bf16 => Panels::Bf16(fill(on, &reader, lost)?),
+        Precision::Int8 => Panels::Int8(fill(on, &reader, lost)?),
+        Precision::Int4 => Panels::Int4(fill(on, &reader, lost)?),
     };
     Ok(CpuMatrix { outputs, inputs, panels, rounding })
 }
@@ -231,12 +232,13 @@ struct Hand {
 }
 
 fn fill<S: PackedStep>(
-    team: &Team,
+    (team, arena): (&Team, &Arena),
     reader: &Reader<'_>,
     rounding: &mut Rounding,
-) -> Result<Vec<S>, DeviceError> {
+) -> Result<Block<S>, DeviceError> {
     let per_panel = reader.columns.div_ceil(S::DEPTH);
-    let mut steps = filled(&[reader.rows.div_ceil(PANEL), per_panel], S::ZERO)?;
+    let count = Check("pack").product("steps", &[reader.rows.div_ceil(PANEL), per_panel])?;
+    let mut steps = arena.zeros(count)?;
     if per_panel == 0 {
         return Ok(steps);
     }
@@ -249,6 +251,8 @@ fn fill<S: PackedStep>(
     team.run(panels, &mut hands, |Hand { line, rounding }, panel| {
         // SAFETY: each panel is one task.
         let steps = unsafe { shared.slice(panel * per_panel, per_panel) };
+        // Here and not before: so each thread is the first to touch what it fills.
+        steps.fill(S::ZERO);
         for o in 0..PANEL.min(reader.rows - panel * PANEL) {
             reader.read(panel * PANEL + o, line);
             for (step, values) in steps.iter_mut().zip(line.chunks(S::DEPTH)) {

@@ -247,7 +247,8 @@ mod tests {
     fn matrix(outputs: usize) -> CpuMatrix {
         let bytes = vec![0; outputs * 8];
         let source = WeightSource::plain(&bytes, StoredType::F32, 2, 0..outputs, 0..2);
-        super::super::pack::pack(&Team::new(1).unwrap(), &source, Precision::F32).unwrap()
+        let (team, arena) = (Team::new(1).unwrap(), super::super::arena::Arena::default());
+        super::super::pack::pack((&team, &arena), &source, Precision::F32).unwrap()
     }
 
     #[test]
