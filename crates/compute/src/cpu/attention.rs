@@ -361,6 +361,19 @@ struct Scores<'a> {
     scale: f32,
 }
 
+/// How many of so many heads share a pass: 4, 2 or 1.
+#[inline(always)]
+fn together<L: Lanes>(heads: usize) -> usize {
+    match heads {
+        4.. => L::HEADS,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
+/// Keys whose scores are added up together.
+const BATCH: usize = 8;
+
 /// Scores of all heads against a run of keys, several heads and keys at once: their sums are
 /// independent, which hides the latency of each.
 #[inline(always)]
@@ -372,39 +385,66 @@ fn score<L: Lanes, E: Element>(
     mut to: Scores<'_>,
 ) {
     let heads = queries.len() / vectors;
-    let count = keys.len() / vectors;
     let mut head = 0;
     while head < heads {
-        let batch = if heads - head >= L::HEADS { L::HEADS } else { 1 };
-        let mut key = 0;
-        while key < count {
-            let at = (head, key);
-            key += match (batch, count - key) {
-                (4, 2..) => dots::<L, E, 4, 2>(lanes, queries, keys, vectors, at, &mut to),
-                (4, _) => dots::<L, E, 4, 1>(lanes, queries, keys, vectors, at, &mut to),
-                (2, 2..) => dots::<L, E, 2, 2>(lanes, queries, keys, vectors, at, &mut to),
-                (2, _) => dots::<L, E, 2, 1>(lanes, queries, keys, vectors, at, &mut to),
-                (_, 4..) => dots::<L, E, 1, 4>(lanes, queries, keys, vectors, at, &mut to),
-                _ => dots::<L, E, 1, 1>(lanes, queries, keys, vectors, at, &mut to),
-            };
+        let batch = together::<L>(heads - head);
+        let queries = &queries[head * vectors..(head + batch) * vectors];
+        for (index, keys) in keys.chunks(BATCH * vectors).enumerate() {
+            let at = (head, index * BATCH);
+            match (batch, L::KEYS) {
+                (4, 2) => several::<L, E, 4, 2>(lanes, queries, keys, vectors, at, &mut to),
+                (4, _) => several::<L, E, 4, 1>(lanes, queries, keys, vectors, at, &mut to),
+                (2, _) => several::<L, E, 2, 2>(lanes, queries, keys, vectors, at, &mut to),
+                _ => several::<L, E, 1, 4>(lanes, queries, keys, vectors, at, &mut to),
+            }
         }
         head += batch;
     }
 }
 
-/// Scores of `H` heads and `N` keys; returns `N`.
+/// Scores of `H` heads and at most [`BATCH`] keys, `N` at a time.
 #[inline(always)]
-fn dots<L: Lanes, E: Element, const H: usize, const N: usize>(
+fn several<L: Lanes, E: Element, const H: usize, const N: usize>(
     lanes: L,
     queries: &[Vector],
     keys: &[[E; LANES]],
     vectors: usize,
     (head, key): (usize, usize),
     to: &mut Scores<'_>,
-) -> usize {
+) {
+    let mut folded = [[[0.0; LANES / 2]; BATCH]; H];
+    let count = keys.len() / vectors;
+    let mut n = 0;
+    while n < count {
+        let some = &keys[n * vectors..];
+        if count - n >= N {
+            let some = &some[..N * vectors];
+            dots::<L, E, H, N>(lanes, queries, some, vectors, (n, &mut folded));
+            n += N;
+        } else {
+            dots::<L, E, H, 1>(lanes, queries, &some[..vectors], vectors, (n, &mut folded));
+            n += 1;
+        }
+    }
+    for (h, folded) in folded.iter().enumerate() {
+        let start = (head + h) * to.len + to.first + key;
+        let sums = lanes.sum_folded(folded);
+        for (score, sum) in to.all[start..start + count].iter_mut().zip(sums) {
+            *score = sum * to.scale;
+        }
+    }
+}
+
+/// Products of `H` heads and `N` keys, folded once, from the `n`th key of `folded` on.
+#[inline(always)]
+fn dots<L: Lanes, E: Element, const H: usize, const N: usize>(
+    lanes: L,
+    queries: &[Vector],
+    keys: &[[E; LANES]],
+    vectors: usize,
+    (first, folded): (usize, &mut [[[f32; LANES / 2]; BATCH]; H]),
+) {
     let mut sums = [[lanes.splat(0.0); N]; H];
-    let queries = &queries[head * vectors..(head + H) * vectors];
-    let keys = &keys[key * vectors..(key + N) * vectors];
     for v in 0..vectors {
         let mut loaded = [lanes.splat(0.0); N];
         for n in 0..N {
@@ -417,13 +457,11 @@ fn dots<L: Lanes, E: Element, const H: usize, const N: usize>(
             }
         }
     }
-    for (h, sums) in sums.into_iter().enumerate() {
-        let start = (head + h) * to.len + to.first + key;
-        for (score, sum) in to.all[start..start + N].iter_mut().zip(sums) {
-            *score = lanes.sum(sum) * to.scale;
+    for h in 0..H {
+        for n in 0..N {
+            lanes.fold(sums[h][n], &mut folded[h][first + n]);
         }
     }
-    N
 }
 
 /// Adds weighted values of a run to the sums of all heads.
@@ -438,16 +476,19 @@ fn accumulate<L: Lanes, E: Element>(
     let heads = sums.len() / vectors;
     let mut head = 0;
     while head < heads {
-        let batch = if heads - head >= L::HEADS { L::HEADS } else { 1 };
+        let batch = together::<L>(heads - head);
         let mut v = 0;
         while v < vectors {
             let at = (head, v);
-            v += match (batch, vectors - v) {
-                (4, 4..) => weigh::<L, E, 4, 4>(lanes, scores, values, vectors, at, sums),
-                (4, _) => weigh::<L, E, 4, 1>(lanes, scores, values, vectors, at, sums),
-                (2, 2..) => weigh::<L, E, 2, 2>(lanes, scores, values, vectors, at, sums),
-                (2, _) => weigh::<L, E, 2, 1>(lanes, scores, values, vectors, at, sums),
-                (_, 4..) => weigh::<L, E, 1, 4>(lanes, scores, values, vectors, at, sums),
+            let left = vectors - v;
+            v += match batch {
+                4 if L::VECTORS >= 4 && left >= 4 => {
+                    weigh::<L, E, 4, 4>(lanes, scores, values, vectors, at, sums)
+                }
+                4 => weigh::<L, E, 4, 1>(lanes, scores, values, vectors, at, sums),
+                2 if left >= 2 => weigh::<L, E, 2, 2>(lanes, scores, values, vectors, at, sums),
+                2 => weigh::<L, E, 2, 1>(lanes, scores, values, vectors, at, sums),
+                _ if left >= 4 => weigh::<L, E, 1, 4>(lanes, scores, values, vectors, at, sums),
                 _ => weigh::<L, E, 1, 1>(lanes, scores, values, vectors, at, sums),
             };
         }

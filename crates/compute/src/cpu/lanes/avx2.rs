@@ -31,12 +31,19 @@ macro_rules! avx2 {
 impl Lanes for Avx2 {
     type F = [__m256; 2];
     type I = [__m256i; 2];
+    /// Pairs of products as 16 bits: eight pairs of `15 * 127` each stay below `2^15`.
+    type H = [__m256i; 2];
 
-    // Three rows by four registers of outputs leave four for weights and broadcasts.
+    // Three rows by four registers of outputs leave four for weights and broadcasts; of integers,
+    // half a panel at a time, six rows by two.
     const FLOAT_ROWS: usize = 3;
-    const INT_ROWS: usize = 3;
+    const INT_ROWS: usize = 6;
     const PANELS: usize = 2;
-    const HEADS: usize = 2;
+    const HEADS: usize = 4;
+    const KEYS: usize = 1;
+    const VECTORS: usize = 1;
+    const NARROW: bool = true;
+    const PAIRS: bool = true;
 
     #[inline(always)]
     fn prefetch<T>(self, from: &T, bytes: usize) {
@@ -125,6 +132,16 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn fold(self, value: Self::F, to: &mut [f32; LANES / 2]) {
+        avx2!(_mm256_storeu_ps(to.as_mut_ptr(), _mm256_add_ps(value[0], value[1])))
+    }
+
+    #[inline(always)]
+    fn sum_folded(self, folded: &[[f32; LANES / 2]; 8]) -> [f32; 8] {
+        avx2!(sum_of_eight(folded))
+    }
+
+    #[inline(always)]
     fn splat_i(self, value: i32) -> Self::I {
         avx2!([_mm256_set1_epi32(value); 2])
     }
@@ -150,10 +167,49 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn dot4(self, acc: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I {
+        // Not what the kernels use ([`Lanes::PAIRS`]): the signed side costs more than the sums.
+        let (even, odd) = self.pairs(unsigned);
+        let wide = avx2!({
+            let up = [_mm256_slli_epi16::<8>(signed[0]), _mm256_slli_epi16::<8>(signed[1])];
+            [_mm256_srai_epi16::<8>(up[0]), _mm256_srai_epi16::<8>(up[1])]
+        });
+        let high = avx2!([_mm256_srai_epi16::<8>(signed[0]), _mm256_srai_epi16::<8>(signed[1])]);
+        self.dot2(self.dot2(acc, even, wide), odd, high)
+    }
+
+    #[inline(always)]
+    fn pairs(self, bytes: Self::I) -> (Self::I, Self::I) {
+        avx2!({
+            let low = _mm256_set1_epi16(0xff);
+            let even = [_mm256_and_si256(bytes[0], low), _mm256_and_si256(bytes[1], low)];
+            (even, [_mm256_srli_epi16::<8>(bytes[0]), _mm256_srli_epi16::<8>(bytes[1])])
+        })
+    }
+
+    #[inline(always)]
+    fn dot2(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
         avx2!([
-            dot4_of_eight(acc[0], unsigned[0], signed[0]),
-            dot4_of_eight(acc[1], unsigned[1], signed[1]),
+            _mm256_add_epi32(acc[0], _mm256_madd_epi16(a[0], b[0])),
+            _mm256_add_epi32(acc[1], _mm256_madd_epi16(a[1], b[1])),
         ])
+    }
+
+    #[inline(always)]
+    fn no_half_bytes(self) -> Self::H {
+        avx2!([_mm256_setzero_si256(); 2])
+    }
+
+    #[inline(always)]
+    fn half_bytes(self, acc: Self::H, unsigned: Self::I, signed: Self::I) -> Self::H {
+        avx2!([
+            _mm256_add_epi16(acc[0], _mm256_maddubs_epi16(unsigned[0], signed[0])),
+            _mm256_add_epi16(acc[1], _mm256_maddubs_epi16(unsigned[1], signed[1])),
+        ])
+    }
+
+    #[inline(always)]
+    fn sum_half_bytes(self, start: Self::I, sums: Self::H) -> Self::I {
+        self.dot2(start, sums, avx2!([_mm256_set1_epi16(1); 2]))
     }
 
     #[inline(always)]
@@ -162,15 +218,34 @@ impl Lanes for Avx2 {
     }
 }
 
-/// Even and odd bytes as 16-bit lanes: `vpmaddwd` adds two products exactly, where `vpmaddubsw`
-/// would saturate. (Not a closure: those lack the features and keep intrinsics from inlining.)
+/// The sums of eight rows, each `((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7))`: the rows are turned
+/// into columns on the way, so that every addition does eight lanes' work.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn dot4_of_eight(acc: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
-    let even = _mm256_and_si256(unsigned, _mm256_set1_epi16(0xff));
-    let odd = _mm256_srli_epi16::<8>(unsigned);
-    let even_signed = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(signed));
-    let odd_signed = _mm256_srai_epi16::<8>(signed);
-    let sum = _mm256_add_epi32(acc, _mm256_madd_epi16(even, even_signed));
-    _mm256_add_epi32(sum, _mm256_madd_epi16(odd, odd_signed))
+pub(super) fn sum_of_eight(rows: &[[f32; LANES / 2]; 8]) -> [f32; 8] {
+    // SAFETY: a row is eight floats, read from a reference to it.
+    let row = |i: usize| unsafe { _mm256_loadu_ps(rows[i].as_ptr()) };
+    // Lanes `i` and `i + 4` of rows `a` (low half of the result) and `b` (high half).
+    let fours = |a: __m256, b: __m256| {
+        let low = _mm256_permute2f128_ps::<0x20>(a, b);
+        _mm256_add_ps(low, _mm256_permute2f128_ps::<0x31>(a, b))
+    };
+    let [a, b, c, d] = [
+        fours(row(0), row(4)),
+        fours(row(1), row(5)),
+        fours(row(2), row(6)),
+        fours(row(3), row(7)),
+    ];
+    // Lanes 0 + 2 and 1 + 3 of two rows side by side.
+    let twos = |a: __m256, b: __m256| {
+        let low = _mm256_shuffle_ps::<0b01_00_01_00>(a, b);
+        _mm256_add_ps(low, _mm256_shuffle_ps::<0b11_10_11_10>(a, b))
+    };
+    let (ab, cd) = (twos(a, b), twos(c, d));
+    let even = _mm256_shuffle_ps::<0b10_00_10_00>(ab, cd);
+    let sums = _mm256_add_ps(even, _mm256_shuffle_ps::<0b11_01_11_01>(ab, cd));
+    let mut out = [0.0; 8];
+    // SAFETY: eight floats are written to as many.
+    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sums) };
+    out
 }

@@ -44,12 +44,17 @@ macro_rules! avx512 {
 impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     type F = __m512;
     type I = __m512i;
+    type H = __m512i;
 
     // Twelve rows by two registers of outputs leave eight for weights and broadcasts.
     const FLOAT_ROWS: usize = 12;
     const INT_ROWS: usize = 8;
     const PANELS: usize = 4;
     const HEADS: usize = 4;
+    const KEYS: usize = 2;
+    const VECTORS: usize = 4;
+    const NARROW: bool = false;
+    const PAIRS: bool = !VNNI;
 
     #[inline(always)]
     fn prefetch<T>(self, from: &T, bytes: usize) {
@@ -122,6 +127,20 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    fn fold(self, value: Self::F, to: &mut [f32; LANES / 2]) {
+        avx512!({
+            let low = _mm512_castps512_ps256(value);
+            let eight = _mm256_add_ps(low, _mm512_extractf32x8_ps::<1>(value));
+            _mm256_storeu_ps(to.as_mut_ptr(), eight);
+        })
+    }
+
+    #[inline(always)]
+    fn sum_folded(self, folded: &[[f32; LANES / 2]; 8]) -> [f32; 8] {
+        avx512!(super::avx2::sum_of_eight(folded))
+    }
+
+    #[inline(always)]
     fn splat_i(self, value: i32) -> Self::I {
         avx512!(_mm512_set1_epi32(value))
     }
@@ -145,14 +164,35 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
         if VNNI {
             return avx512!(_mm512_dpbusd_epi32(acc, unsigned, signed));
         }
-        avx512!({
-            let even = _mm512_and_si512(unsigned, _mm512_set1_epi16(0xff));
-            let odd = _mm512_srli_epi16::<8>(unsigned);
-            let even_s = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(signed));
-            let odd_s = _mm512_srai_epi16::<8>(signed);
-            let sum = _mm512_add_epi32(acc, _mm512_madd_epi16(even, even_s));
-            _mm512_add_epi32(sum, _mm512_madd_epi16(odd, odd_s))
-        })
+        let (even, odd) = self.pairs(unsigned);
+        let low = avx512!(_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(signed)));
+        let high = avx512!(_mm512_srai_epi16::<8>(signed));
+        self.dot2(self.dot2(acc, even, low), odd, high)
+    }
+
+    #[inline(always)]
+    fn pairs(self, bytes: Self::I) -> (Self::I, Self::I) {
+        avx512!((_mm512_and_si512(bytes, _mm512_set1_epi16(0xff)), _mm512_srli_epi16::<8>(bytes)))
+    }
+
+    #[inline(always)]
+    fn dot2(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        avx512!(_mm512_add_epi32(acc, _mm512_madd_epi16(a, b)))
+    }
+
+    #[inline(always)]
+    fn no_half_bytes(self) -> Self::H {
+        avx512!(_mm512_setzero_si512())
+    }
+
+    #[inline(always)]
+    fn half_bytes(self, acc: Self::H, unsigned: Self::I, signed: Self::I) -> Self::H {
+        self.dot4(acc, unsigned, signed)
+    }
+
+    #[inline(always)]
+    fn sum_half_bytes(self, start: Self::I, sums: Self::H) -> Self::I {
+        avx512!(_mm512_add_epi32(start, sums))
     }
 
     #[inline(always)]

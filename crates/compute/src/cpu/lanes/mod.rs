@@ -28,6 +28,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     type F: Copy;
     /// 16 x i32.
     type I: Copy;
+    /// Sums of products of half bytes with bytes, eight of them at most.
+    type H: Copy;
 
     /// Rows in a register tile of floating-point products.
     const FLOAT_ROWS: usize;
@@ -37,6 +39,16 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     const PANELS: usize;
     /// Query heads (4 or 2) that share a pass over keys and values.
     const HEADS: usize;
+    /// Keys (2 or 1) that they are multiplied with at once: sums of all heads fit the registers.
+    const KEYS: usize;
+    /// Vectors (4 or 1) of values likewise.
+    const VECTORS: usize;
+    /// Whether a tile's sums leave no registers for both halves of a panel: then floating-point
+    /// products take one half after the other.
+    const NARROW: bool;
+    /// Whether bytes are multiplied as pairs of 16 bits ([`Lanes::pairs`], [`Lanes::dot2`]) or
+    /// four at a time ([`Lanes::dot4`]).
+    const PAIRS: bool;
 
     /// Asks for the memory at `bytes` ahead of `from`, which need not exist.
     #[inline(always)]
@@ -58,6 +70,17 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     /// Adds all lanes: `i + 8`, then `i + 4`, then `i + 2`, then `i + 1`.
     fn sum(self, value: Self::F) -> f32;
 
+    /// The first step of [`Lanes::sum`]: adds lanes `i` and `i + 8`.
+    fn fold(self, value: Self::F, to: &mut [f32; LANES / 2]);
+    /// The other steps, of eight folded vectors.
+    #[inline(always)]
+    fn sum_folded(self, folded: &[[f32; LANES / 2]; 8]) -> [f32; 8] {
+        folded.map(|row| {
+            let four: [f32; 4] = std::array::from_fn(|i| row[i] + row[i + 4]);
+            (four[0] + four[2]) + (four[1] + four[3])
+        })
+    }
+
     fn splat_i(self, value: i32) -> Self::I;
     /// Four unsigned bytes per lane.
     fn load_bytes(self, from: &[[u8; 4]; LANES]) -> Self::I;
@@ -65,6 +88,17 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn nibbles(self, bytes: Self::I) -> (Self::I, Self::I);
     /// `acc + sum of four products` of unsigned bytes with signed bytes, exactly.
     fn dot4(self, acc: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I;
+    /// The even and the odd bytes, each widened to 16 bits.
+    fn pairs(self, bytes: Self::I) -> (Self::I, Self::I);
+    /// `acc + sum of two products` of signed 16-bit numbers, exactly.
+    fn dot2(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I;
+    /// No products of half bytes.
+    fn no_half_bytes(self) -> Self::H;
+    /// `acc + four products` of bytes from 0 to 15 with signed bytes other than -128, exactly as
+    /// long as at most eight are added up.
+    fn half_bytes(self, acc: Self::H, unsigned: Self::I, signed: Self::I) -> Self::H;
+    /// `start` + the sums.
+    fn sum_half_bytes(self, start: Self::I, sums: Self::H) -> Self::I;
     /// Converts; exact below 2^24.
     fn to_f32(self, value: Self::I) -> Self::F;
 }
@@ -124,6 +158,19 @@ impl Simd {
             }
         }
         self.run(Rows)
+    }
+
+    /// See [`Lanes::PAIRS`].
+    pub(crate) fn has_pairs(self) -> bool {
+        struct Pairs;
+        impl Kernel for Pairs {
+            type Output = bool;
+            #[inline(always)]
+            fn run<L: Lanes>(self, _: L) -> bool {
+                L::PAIRS
+            }
+        }
+        self.run(Pairs)
     }
 
     /// Runs `kernel` compiled for this instruction set.

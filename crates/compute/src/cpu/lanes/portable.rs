@@ -14,11 +14,16 @@ fn each<T: Copy>(f: impl Fn(usize) -> T) -> [T; LANES] {
 impl Lanes for Portable {
     type F = [f32; LANES];
     type I = [i32; LANES];
+    type H = [i32; LANES];
 
     const FLOAT_ROWS: usize = 4;
     const INT_ROWS: usize = 4;
     const PANELS: usize = 1;
     const HEADS: usize = 2;
+    const KEYS: usize = 2;
+    const VECTORS: usize = 1;
+    const NARROW: bool = false;
+    const PAIRS: bool = false;
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {
@@ -71,6 +76,11 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn fold(self, value: Self::F, to: &mut [f32; LANES / 2]) {
+        *to = std::array::from_fn(|i| value[i] + value[i + LANES / 2]);
+    }
+
+    #[inline(always)]
     fn splat_i(self, value: i32) -> Self::I {
         [value; LANES]
     }
@@ -91,8 +101,38 @@ impl Lanes for Portable {
         each(|i| {
             let (u, s) = (unsigned[i].to_le_bytes(), signed[i].to_le_bytes());
             let products = (0..4).map(|j| i32::from(u[j]) * i32::from(s[j] as i8));
-            products.fold(acc[i], |sum, product| sum + product)
+            products.fold(acc[i], i32::wrapping_add)
         })
+    }
+
+    #[inline(always)]
+    fn pairs(self, bytes: Self::I) -> (Self::I, Self::I) {
+        const EVEN: i32 = 0x00ff_00ff;
+        (each(|i| bytes[i] & EVEN), each(|i| bytes[i] >> 8 & EVEN))
+    }
+
+    #[inline(always)]
+    fn dot2(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        let low = |v: i32| i32::from(v as i16);
+        each(|i| {
+            let products = [low(a[i]) * low(b[i]), (a[i] >> 16) * (b[i] >> 16)];
+            products.into_iter().fold(acc[i], i32::wrapping_add)
+        })
+    }
+
+    #[inline(always)]
+    fn no_half_bytes(self) -> Self::H {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn half_bytes(self, acc: Self::H, unsigned: Self::I, signed: Self::I) -> Self::H {
+        self.dot4(acc, unsigned, signed)
+    }
+
+    #[inline(always)]
+    fn sum_half_bytes(self, start: Self::I, sums: Self::H) -> Self::I {
+        each(|i| start[i] + sums[i])
     }
 
     #[inline(always)]

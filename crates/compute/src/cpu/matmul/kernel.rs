@@ -7,7 +7,7 @@
 
 use super::super::lanes::{Kernel, LANES, Lanes};
 use super::super::pack::{Bf16Step, F32Step, Int4Step, Int8Step, PackedStep};
-use super::stage::INT8_WORDS;
+use super::stage::{BYTE_WORDS, PAIR_WORDS};
 use super::{Row, tile_height};
 
 /// Inner positions per pass of a many-row job: what a panel holds of them fits the first cache.
@@ -20,12 +20,12 @@ const AHEAD: usize = 8192;
 /// A step that kernels can multiply by.
 pub(super) trait Step: PackedStep {
     /// Words of a staged row per step.
-    const WORDS: usize;
+    fn words<L: Lanes>() -> usize;
 
     /// Rows in a full tile.
     fn rows<L: Lanes>() -> usize;
 
-    /// `acc[p][r] += x[r] * panels[p]`, positions ascending. `x` is `[steps * WORDS]` of `R` rows.
+    /// `acc[p][r] += x[r] * panels[p]`, positions ascending. `x` is `[steps * words]` of `R` rows.
     fn tile<L: Lanes, const R: usize, const P: usize>(
         lanes: L,
         panels: [&[Self]; P],
@@ -65,14 +65,15 @@ fn store_sums<L: Lanes, const R: usize, const P: usize>(
     }
 }
 
-/// The tile of a floating-point precision; `widen` gives a step's outputs at its two positions.
+/// The tile of a floating-point precision; `widen` gives a half of a step's outputs at one of its
+/// two positions.
 #[inline(always)]
 fn float_tile<L: Lanes, S, const R: usize, const P: usize>(
     lanes: L,
     panels: [&[S]; P],
     x: &[[u32; R]],
     acc: &mut [[Row; R]; P],
-    widen: impl Fn(&S, usize) -> (L::F, L::F),
+    widen: impl Fn(&S, usize, usize) -> L::F,
 ) {
     let mut sums = load_sums(lanes, acc);
     let (x, _) = x.as_chunks::<2>();
@@ -84,16 +85,26 @@ fn float_tile<L: Lanes, S, const R: usize, const P: usize>(
     for (s, x) in x.iter().enumerate() {
         for p in 0..P {
             lanes.prefetch(&steps[p][s], AHEAD);
-            let (low, high) = (widen(&steps[p][s], 0), widen(&steps[p][s], 1));
-            for r in 0..R {
-                let value = lanes.splat(f32::from_bits(x[0][r]));
-                sums[p][r][0] = lanes.fma(low.0, value, sums[p][r][0]);
-                sums[p][r][1] = lanes.fma(high.0, value, sums[p][r][1]);
+            let step = &steps[p][s];
+            if L::NARROW {
+                for half in 0..2 {
+                    for position in 0..2 {
+                        let weights = widen(step, half, position);
+                        for r in 0..R {
+                            let value = lanes.splat(f32::from_bits(x[position][r]));
+                            sums[p][r][half] = lanes.fma(weights, value, sums[p][r][half]);
+                        }
+                    }
+                }
+                continue;
             }
-            for r in 0..R {
-                let value = lanes.splat(f32::from_bits(x[1][r]));
-                sums[p][r][0] = lanes.fma(low.1, value, sums[p][r][0]);
-                sums[p][r][1] = lanes.fma(high.1, value, sums[p][r][1]);
+            for position in 0..2 {
+                let (low, high) = (widen(step, 0, position), widen(step, 1, position));
+                for r in 0..R {
+                    let value = lanes.splat(f32::from_bits(x[position][r]));
+                    sums[p][r][0] = lanes.fma(low, value, sums[p][r][0]);
+                    sums[p][r][1] = lanes.fma(high, value, sums[p][r][1]);
+                }
             }
         }
     }
@@ -101,7 +112,10 @@ fn float_tile<L: Lanes, S, const R: usize, const P: usize>(
 }
 
 impl Step for F32Step {
-    const WORDS: usize = 2;
+    #[inline(always)]
+    fn words<L: Lanes>() -> usize {
+        2
+    }
 
     #[inline(always)]
     fn rows<L: Lanes>() -> usize {
@@ -121,13 +135,16 @@ impl Step for F32Step {
             x,
             acc,
             #[inline(always)]
-            |step: &F32Step, half| (lanes.load(&step.0[0][half]), lanes.load(&step.0[1][half])),
+            |step: &F32Step, half, position| lanes.load(&step.0[position][half]),
         );
     }
 }
 
 impl Step for Bf16Step {
-    const WORDS: usize = 2;
+    #[inline(always)]
+    fn words<L: Lanes>() -> usize {
+        2
+    }
 
     #[inline(always)]
     fn rows<L: Lanes>() -> usize {
@@ -147,13 +164,19 @@ impl Step for Bf16Step {
             x,
             acc,
             #[inline(always)]
-            |step: &Bf16Step, half| lanes.load_bf16_pairs(&step.0[half]),
+            |step: &Bf16Step, half, position| {
+                let (first, second) = lanes.load_bf16_pairs(&step.0[half]);
+                if position == 0 { first } else { second }
+            },
         );
     }
 }
 
 impl Step for Int8Step {
-    const WORDS: usize = INT8_WORDS;
+    #[inline(always)]
+    fn words<L: Lanes>() -> usize {
+        if L::PAIRS { PAIR_WORDS } else { BYTE_WORDS }
+    }
 
     #[inline(always)]
     fn rows<L: Lanes>() -> usize {
@@ -167,19 +190,33 @@ impl Step for Int8Step {
         x: &[[u32; R]],
         acc: &mut [[Row; R]; P],
     ) {
-        int_tile(
-            lanes,
-            panels,
-            x,
-            acc,
-            #[inline(always)]
-            |block, x| (&block.scales, int8_dots(lanes, block, x)),
-        );
+        if L::PAIRS {
+            int_tile(
+                lanes,
+                panels,
+                x,
+                acc,
+                #[inline(always)]
+                |block, half, x| (&block.scales[half], int8_pairs(lanes, block, half, x)),
+            );
+        } else {
+            int_tile(
+                lanes,
+                panels,
+                x,
+                acc,
+                #[inline(always)]
+                |block, half, x| (&block.scales[half], int8_dots(lanes, block, half, x)),
+            );
+        }
     }
 }
 
 impl Step for Int4Step {
-    const WORDS: usize = INT8_WORDS;
+    #[inline(always)]
+    fn words<L: Lanes>() -> usize {
+        BYTE_WORDS
+    }
 
     #[inline(always)]
     fn rows<L: Lanes>() -> usize {
@@ -199,22 +236,23 @@ impl Step for Int4Step {
             x,
             acc,
             #[inline(always)]
-            |block, x| (&block.scales, int4_dots(lanes, block, x)),
+            |block, half, x| (&block.scales[half], int4_dots(lanes, block, half, x)),
         );
     }
 }
 
-/// The tile of an integer precision; `dots` gives a block's scales and products.
+/// The tile of an integer precision; `dots` gives a block's scales and products, of one half of
+/// the outputs: the sums of all rows then fit the registers.
 #[inline(always)]
-fn int_tile<'a, L: Lanes, S, const R: usize, const P: usize>(
+fn int_tile<'a, L: Lanes, S, const R: usize, const P: usize, const W: usize>(
     lanes: L,
     panels: [&'a [S]; P],
     x: &[[u32; R]],
     acc: &mut [[Row; R]; P],
-    dots: impl Fn(&'a S, &[[u32; R]; INT8_WORDS]) -> (&'a [[f32; LANES]; 2], [[L::I; 2]; R]),
+    dots: impl Fn(&'a S, usize, &[[u32; R]; W]) -> (&'a [f32; LANES], [L::I; R]),
 ) {
     let mut sums = load_sums(lanes, acc);
-    let (x, _) = x.as_chunks::<INT8_WORDS>();
+    let (x, _) = x.as_chunks::<W>();
     let mut blocks = panels;
     for panel in &mut blocks {
         *panel = &panel[..x.len()];
@@ -223,12 +261,12 @@ fn int_tile<'a, L: Lanes, S, const R: usize, const P: usize>(
         for p in 0..P {
             let block = &blocks[p][b];
             lanes.prefetch(block, AHEAD);
-            let (scales, dots) = dots(block, x);
-            for r in 0..R {
-                let scale = lanes.splat(f32::from_bits(x[0][r]));
-                for half in 0..2 {
-                    let scale = lanes.mul(lanes.load(&scales[half]), scale);
-                    let dot = lanes.to_f32(dots[r][half]);
+            for half in 0..2 {
+                let (scales, dots) = dots(block, half, x);
+                let scales = lanes.load(scales);
+                for r in 0..R {
+                    let scale = lanes.mul(scales, lanes.splat(f32::from_bits(x[0][r])));
+                    let dot = lanes.to_f32(dots[r]);
                     sums[p][r][half] = lanes.fma(scale, dot, sums[p][r][half]);
                 }
             }
@@ -237,24 +275,45 @@ fn int_tile<'a, L: Lanes, S, const R: usize, const P: usize>(
     store_sums(lanes, &sums, acc);
 }
 
-/// Exact integer dot products of a block: they start from what undoes the weights' offset.
+/// Exact integer dot products of a block's half: they start from what undoes the weights' offset.
 #[inline(always)]
 fn int8_dots<L: Lanes, const R: usize>(
     lanes: L,
     block: &Int8Step,
-    x: &[[u32; R]; INT8_WORDS],
-) -> [[L::I; 2]; R] {
-    let mut dots = [[lanes.splat_i(0); 2]; R];
+    half: usize,
+    x: &[[u32; R]; BYTE_WORDS],
+) -> [L::I; R] {
+    let mut dots = [lanes.splat_i(0); R];
     for r in 0..R {
-        dots[r] = [lanes.splat_i(x[1][r] as i32); 2];
+        dots[r] = lanes.splat_i(x[1][r] as i32);
     }
     for g in 0..8 {
-        let low = lanes.load_bytes(&block.bytes[g][0]);
-        let high = lanes.load_bytes(&block.bytes[g][1]);
+        let bytes = lanes.load_bytes(&block.bytes[g][half]);
         for r in 0..R {
-            let bytes = lanes.splat_i(x[2 + g][r] as i32);
-            dots[r][0] = lanes.dot4(dots[r][0], low, bytes);
-            dots[r][1] = lanes.dot4(dots[r][1], high, bytes);
+            dots[r] = lanes.dot4(dots[r], bytes, lanes.splat_i(x[2 + g][r] as i32));
+        }
+    }
+    dots
+}
+
+/// The same where bytes are multiplied as pairs of 16 bits.
+#[inline(always)]
+fn int8_pairs<L: Lanes, const R: usize>(
+    lanes: L,
+    block: &Int8Step,
+    half: usize,
+    x: &[[u32; R]; PAIR_WORDS],
+) -> [L::I; R] {
+    let mut dots = [lanes.splat_i(0); R];
+    for r in 0..R {
+        dots[r] = lanes.splat_i(x[1][r] as i32);
+    }
+    for g in 0..8 {
+        let (even, odd) = lanes.pairs(lanes.load_bytes(&block.bytes[g][half]));
+        for r in 0..R {
+            let [first, second] = [x[2 + 2 * g][r], x[3 + 2 * g][r]];
+            dots[r] = lanes.dot2(dots[r], even, lanes.splat_i(first as i32));
+            dots[r] = lanes.dot2(dots[r], odd, lanes.splat_i(second as i32));
         }
     }
     dots
@@ -265,22 +324,22 @@ fn int8_dots<L: Lanes, const R: usize>(
 fn int4_dots<L: Lanes, const R: usize>(
     lanes: L,
     block: &Int4Step,
-    x: &[[u32; R]; INT8_WORDS],
-) -> [[L::I; 2]; R] {
-    let mut dots = [[lanes.splat_i(0); 2]; R];
-    for r in 0..R {
-        dots[r] = [lanes.splat_i(x[1][r] as i32 >> 4); 2];
-    }
+    half: usize,
+    x: &[[u32; R]; BYTE_WORDS],
+) -> [L::I; R] {
+    let mut sums = [lanes.no_half_bytes(); R];
     for g in 0..4 {
-        for half in 0..2 {
-            let (low, high) = lanes.nibbles(lanes.load_bytes(&block.bytes[g][half]));
-            for r in 0..R {
-                let first = lanes.splat_i(x[2 + 2 * g][r] as i32);
-                let second = lanes.splat_i(x[3 + 2 * g][r] as i32);
-                dots[r][half] = lanes.dot4(dots[r][half], low, first);
-                dots[r][half] = lanes.dot4(dots[r][half], high, second);
-            }
+        let (low, high) = lanes.nibbles(lanes.load_bytes(&block.bytes[g][half]));
+        for r in 0..R {
+            let first = lanes.splat_i(x[2 + 2 * g][r] as i32);
+            let second = lanes.splat_i(x[3 + 2 * g][r] as i32);
+            sums[r] = lanes.half_bytes(sums[r], low, first);
+            sums[r] = lanes.half_bytes(sums[r], high, second);
         }
+    }
+    let mut dots = [lanes.splat_i(0); R];
+    for r in 0..R {
+        dots[r] = lanes.sum_half_bytes(lanes.splat_i(x[1][r] as i32 >> 4), sums[r]);
     }
     dots
 }
@@ -325,6 +384,7 @@ impl<S: Step> Kernel for Products<'_, S> {
                         (2, _) => self.tile::<L, 2, 1>(lanes, at),
                         (3, _) => self.tile::<L, 3, 1>(lanes, at),
                         (4, _) if max >= 4 => self.tile::<L, 4, 1>(lanes, at),
+                        (6, _) if max >= 6 => self.tile::<L, 6, 1>(lanes, at),
                         (8, _) if max >= 8 => self.tile::<L, 8, 1>(lanes, at),
                         (12, _) if max >= 12 => self.tile::<L, 12, 1>(lanes, at),
                         _ => unreachable!("no kernel for tiles of {height} rows"),
@@ -358,9 +418,9 @@ struct At {
 impl<S: Step> Products<'_, S> {
     #[inline(always)]
     fn tile<L: Lanes, const R: usize, const P: usize>(&mut self, lanes: L, at: At) {
-        let words = self.per_panel * S::WORDS;
+        let (step, words) = (S::words::<L>(), self.per_panel * S::words::<L>());
         let x = self.stage[at.tile * words..][..R * words].as_chunks::<R>().0;
-        let x = &x[at.steps.0 * S::WORDS..at.steps.1 * S::WORDS];
+        let x = &x[at.steps.0 * step..at.steps.1 * step];
         let mut panels = [self.panels; P];
         for (p, panel) in panels.iter_mut().enumerate() {
             let first = (at.panel + p) * self.per_panel;

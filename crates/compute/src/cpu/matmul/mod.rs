@@ -31,7 +31,7 @@ const CHUNK: usize = 192;
 /// Superfluous rows are zeros and are thrown away.
 fn tile_height(max: usize, rows: usize) -> usize {
     let wanted = rows.min(max);
-    [1, 2, 3, 4, 8, 12].into_iter().find(|&height| height >= wanted).unwrap_or(max)
+    [1, 2, 3, 4, 6, 8, 12].into_iter().find(|&height| height >= wanted).unwrap_or(max)
 }
 
 /// Staging memory that is kept between calls, because fresh pages cost more than the copy.
@@ -235,7 +235,8 @@ fn rank(precision: Precision) -> u8 {
     match precision {
         Precision::F32 => 0,
         Precision::Bf16 => 1,
-        Precision::Int8 | Precision::Int4 => 2,
+        Precision::Int8 => 2,
+        Precision::Int4 => 3,
     }
 }
 
@@ -272,10 +273,10 @@ mod tests {
     fn tiles_waste_few_rows() {
         assert_eq!(
             [1, 2, 3, 5, 7, 9, 12, 40].map(|r| tile_height(12, r)),
-            [1, 2, 3, 8, 8, 12, 12, 12]
+            [1, 2, 3, 6, 8, 12, 12, 12]
         );
         assert_eq!([1, 2, 3, 40].map(|r| tile_height(3, r)), [1, 2, 3, 3]);
-        for max in [1, 2, 3, 4, 8, 12] {
+        for max in [1, 2, 3, 4, 6, 8, 12] {
             assert_eq!(CHUNK % max, 0);
         }
     }

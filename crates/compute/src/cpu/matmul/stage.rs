@@ -3,7 +3,9 @@
 //! A tile of `h` rows is `[words][h]` of 32-bit words. In `F32` and `Bf16` there is a word per
 //! inner position: the f32 value (rounded to bfloat16 in `Bf16`). In `Int8` and `Int4` a block of
 //! 32 takes ten: its scale, -128 times the sum of its bytes (which undoes the offset of the packed
-//! weights), and eight groups of four bytes.
+//! weights), and eight groups of four bytes. For instruction sets that multiply the bytes of
+//! `Int8` as pairs of 16 bits it takes eighteen there: two for each group, bytes 0 and 2 and
+//! bytes 1 and 3.
 
 use super::super::lanes::{Kernel, Lanes, Simd};
 use super::super::math::{from_bf16, quantise, to_bf16};
@@ -15,8 +17,16 @@ use crate::{DeviceError, Precision, Segment};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Words that a block of 32 takes in `Int8`.
-pub(super) const INT8_WORDS: usize = 10;
+/// Words that a block of 32 takes where its bytes stay bytes.
+pub(super) const BYTE_WORDS: usize = 10;
+
+/// Words that it takes where they are pairs.
+pub(super) const PAIR_WORDS: usize = 18;
+
+/// Words that a block of 32 of an integer precision takes.
+fn block_words(simd: Simd, precision: Precision) -> usize {
+    if precision == Precision::Int8 && simd.has_pairs() { PAIR_WORDS } else { BYTE_WORDS }
+}
 
 /// Rows in a full tile.
 pub(super) fn tile_rows(simd: Simd, precision: Precision) -> usize {
@@ -57,7 +67,9 @@ impl Plan {
             let index = *known.entry(key).or_insert_with(|| {
                 let words = match precision {
                     Precision::F32 | Precision::Bf16 => inputs.next_multiple_of(2),
-                    Precision::Int8 | Precision::Int4 => inputs.div_ceil(32) * INT8_WORDS,
+                    Precision::Int8 | Precision::Int4 => {
+                        inputs.div_ceil(32) * block_words(simd, precision)
+                    }
                 };
                 let (tile, offset) = (tile_rows(simd, precision), plan.words);
                 plan.words = plan
@@ -132,7 +144,10 @@ impl Kernel for Stage<'_> {
                 Precision::Bf16 => {
                     copy(values, r, height, to, |v| from_bf16(to_bf16(v)).to_bits());
                 }
-                Precision::Int8 | Precision::Int4 => copy_int8(values, r, height, to),
+                Precision::Int8 if L::PAIRS => copy_int::<PAIR_WORDS>(values, r, height, to),
+                Precision::Int8 | Precision::Int4 => {
+                    copy_int::<BYTE_WORDS>(values, r, height, to);
+                }
             }
         }
     }
@@ -154,8 +169,8 @@ fn copy(values: &[f32], r: usize, height: usize, to: &mut [u32], f: impl Fn(f32)
 }
 
 #[inline(always)]
-fn copy_int8(values: &[f32], r: usize, height: usize, to: &mut [u32]) {
-    let blocks = to.chunks_exact_mut(INT8_WORDS * height);
+fn copy_int<const WORDS: usize>(values: &[f32], r: usize, height: usize, to: &mut [u32]) {
+    let blocks = to.chunks_exact_mut(WORDS * height);
     for (block, values) in blocks.zip(values.chunks(32)) {
         let mut q = [0; 32];
         let scale = quantise(values, &mut q);
@@ -163,7 +178,13 @@ fn copy_int8(values: &[f32], r: usize, height: usize, to: &mut [u32]) {
         block[r] = scale.to_bits();
         block[height + r] = (-128 * sum) as u32;
         for (g, q) in q.as_chunks::<4>().0.iter().enumerate() {
-            block[(2 + g) * height + r] = u32::from_le_bytes(q.map(|q| q as u8));
+            if WORDS == PAIR_WORDS {
+                let pair = |a: i8, b: i8| u32::from(i16::from(a) as u16) | (b as i16 as u32) << 16;
+                block[(2 + 2 * g) * height + r] = pair(q[0], q[2]);
+                block[(3 + 2 * g) * height + r] = pair(q[1], q[3]);
+            } else {
+                block[(2 + g) * height + r] = u32::from_le_bytes(q.map(|q| q as u8));
+            }
         }
     }
 }
