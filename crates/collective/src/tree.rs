@@ -129,12 +129,23 @@ impl SumTree {
         out: &mut [f32],
         scratch: &mut Vec<f32>,
     ) {
+        self.sum_from(0, inputs, out, scratch);
+    }
+
+    /// The same of the elements from `first` on: `out[e]` is the sum of `inputs(i)[first + e]`.
+    pub(crate) fn sum_from<'a>(
+        &self,
+        first: usize,
+        inputs: &dyn Fn(usize) -> &'a [f32],
+        out: &mut [f32],
+        scratch: &mut Vec<f32>,
+    ) {
         let needed = self.depth * BLOCK.min(out.len());
         if scratch.len() < needed {
             scratch.resize(needed, 0.0);
         }
         for (block, part) in out.chunks_mut(BLOCK).enumerate() {
-            let start = block * BLOCK;
+            let start = first + block * BLOCK;
             let at = start..start + part.len();
             self.root.evaluate(inputs, &at, part, scratch);
         }

@@ -84,6 +84,10 @@ struct Layout {
     top: SumTree,
 }
 
+/// Has parts of a slice worked on, each with the index of its first element, in any order and on
+/// any threads; the number is what an element costs.
+type Share<'a> = &'a dyn Fn(&mut [f32], usize, &(dyn Fn(usize, &mut [f32]) + Sync));
+
 /// Buffers that grow to the largest call and are then reused.
 #[derive(Default)]
 struct Memory {
@@ -138,16 +142,22 @@ impl Layout {
         cut(rank)..cut(rank + 1)
     }
 
-    /// `memory.own = ` the roots of this rank's subtrees.
-    fn sum_own(&self, partials: &[f32], elements: usize, memory: &mut Memory) {
-        memory.own.resize(self.own.len() * elements, 0.0);
+    /// `roots = ` the roots of this rank's subtrees, `[own roots, elements]`.
+    fn sum_own(&self, partials: &[f32], elements: usize, roots: &mut [f32], share: Share<'_>) {
         if elements == 0 {
             return;
         }
-        for ((tree, first), root) in self.own.iter().zip(memory.own.chunks_mut(elements)) {
+        for ((tree, first), root) in self.own.iter().zip(roots.chunks_mut(elements)) {
             let leaf = |stripe: usize| &partials[(first + stripe) * elements..][..elements];
-            tree.sum(&leaf, root, &mut memory.scratch);
+            share(root, self.local_stripes(), &|at, part| {
+                tree.sum_from(at, &leaf, part, &mut Vec::new());
+            });
         }
+    }
+
+    /// Whether this rank holds every stripe, so that its one root is the whole sum.
+    fn is_alone(&self) -> bool {
+        self.size() == 1 && self.own.len() == 1
     }
 }
 
@@ -220,6 +230,17 @@ impl TreeCollective {
         rows: usize,
         out: &mut [f32],
     ) -> Result<(), CollectiveError> {
+        self.sum_shared(partials, rows, out, &|values, _, work| work(0, values))
+    }
+
+    /// [`Self::sum_values`], with own stripes added by whoever shares the work.
+    fn sum_shared(
+        &mut self,
+        partials: &[f32],
+        rows: usize,
+        out: &mut [f32],
+        share: Share<'_>,
+    ) -> Result<(), CollectiveError> {
         self.operation(|this| {
             let sequence = this.sequence;
             let whole_rows = out.len() - out.len().checked_rem(rows).unwrap_or(out.len());
@@ -227,7 +248,14 @@ impl TreeCollective {
             let expected = this.layout.local_stripes().checked_mul(out.len());
             let expected = expected.unwrap_or(usize::MAX);
             this.check_own(sequence, "elements of the partials", expected, partials.len())?;
-            this.layout.sum_own(partials, out.len(), &mut this.memory);
+            if this.layout.is_alone() {
+                this.next_sequence();
+                this.layout.sum_own(partials, out.len(), out, share);
+                return Ok(());
+            }
+            let own = &mut this.memory.own;
+            own.resize(this.layout.own.len() * out.len(), 0.0);
+            this.layout.sum_own(partials, out.len(), own, share);
             if this.layout.size() > 2 && size_of_val(out) >= this.split_bytes {
                 this.sum_split(out)
             } else {
@@ -463,7 +491,8 @@ impl<D: Device> Collective<D> for TreeCollective {
         rows: usize,
         out: &mut D::Tensor,
     ) -> Result<(), CollectiveError> {
-        self.sum_values(device.host(partials), rows, device.host_mut(out))
+        let share: Share<'_> = &|values, cost, work| device.share(values, cost, work);
+        self.sum_shared(device.host(partials), rows, device.host_mut(out), share)
     }
 
     fn gather_columns(

@@ -443,6 +443,11 @@ pub trait Device: Send + Sync + 'static {
     /// The tensor's values on the host, to be changed.
     fn host_mut<'a>(&self, tensor: &'a mut Self::Tensor) -> &'a mut [f32];
 
+    /// Calls `work(first, part)` for parts that together are `values`, `first` being the index of
+    /// a part's first element: each part once, in any order, on the host's threads that the device
+    /// has. `cost` is the number of operations per element.
+    fn share(&self, values: &mut [f32], cost: usize, work: &(dyn Fn(usize, &mut [f32]) + Sync));
+
     /// Packs a rectangle of a stored matrix.
     fn pack(
         &self,

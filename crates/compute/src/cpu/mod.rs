@@ -112,6 +112,10 @@ impl Device for CpuDevice {
         tensor.values_mut()
     }
 
+    fn share(&self, values: &mut [f32], cost: usize, work: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        self.shared.team.each(values, 1, cost, work);
+    }
+
     fn pack(
         &self,
         source: &WeightSource<'_>,
