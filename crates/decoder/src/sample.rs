@@ -49,7 +49,8 @@ pub fn choose(logits: &[f32], sampling: &Sampling, history: History<'_>) -> u32 
     if greedy {
         return best;
     }
-    let mut candidates = candidates(&scores, scores[best as usize], sampling);
+    let highest = scores[best as usize];
+    let mut candidates = candidates(scores, highest, sampling);
     keep_top_k(&mut candidates, sampling.top_k as usize);
     keep_top_p(&mut candidates, f64::from(sampling.top_p));
     let position = history.prompt.len() + history.generated.len();
@@ -180,12 +181,12 @@ fn penalise_answer(scores: &mut [f64], sampling: &Sampling, generated: &[u32]) {
 
 /// Tokens with a probability above nothing that pass `min_p`, in ascending id order. Weights are
 /// shares of the most likely token's probability, so `min_p` compares with them as they are.
-fn candidates(scores: &[f64], highest: f64, sampling: &Sampling) -> Vec<Candidate> {
-    let temperature = f64::from(sampling.temperature);
+fn candidates(mut scores: Vec<f64>, highest: f64, sampling: &Sampling) -> Vec<Candidate> {
     let min_p = f64::from(sampling.min_p);
+    compute::cpu::exp_weights(&mut scores, highest, f64::from(sampling.temperature));
     (0u32..)
         .zip(scores)
-        .map(|(id, &score)| Candidate { id, weight: exp((score - highest) / temperature) })
+        .map(|(id, weight)| Candidate { id, weight })
         .filter(|candidate| candidate.weight > 0.0 && candidate.weight >= min_p)
         .collect()
 }
@@ -206,13 +207,60 @@ fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) {
 }
 
 /// Keeps the fewest most likely whose share of the sum reaches `top_p`, at least one, in ascending
-/// id order. Sorts a growing head instead of the whole vocabulary; the result does not depend on
-/// how the head grows.
+/// id order. The running sum goes from the most likely on, one by one.
 fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f64) {
     if top_p >= 1.0 {
         return;
     }
-    let target = top_p * candidates.iter().map(|candidate| candidate.weight).sum::<f64>();
+    let total = candidates.iter().map(|candidate| candidate.weight).sum::<f64>();
+    match last_by_buckets(candidates, top_p * total, total) {
+        Some(last) => candidates.retain(|one| by_likelihood(one, &last) != Ordering::Greater),
+        None => keep_by_sorting(candidates, top_p * total),
+    }
+}
+
+/// Runs of weights that are sorted only where the sum reaches its target among them: sixteen to
+/// each power of two down to `2^-64`, and one for all below.
+const BUCKETS: usize = 64 * 16 + 1;
+
+/// A higher number for higher weights; weights of one bucket differ by a sixteenth at most.
+fn bucket(weight: f64) -> usize {
+    const LEAST: u64 = (1023 - 64) << 4;
+    (weight.to_bits() >> 48).saturating_sub(LEAST).min(BUCKETS as u64 - 1) as usize
+}
+
+/// The least likely candidate that [`keep_by_sorting`] keeps, without sorting them all: sums of
+/// whole buckets say in which one the target is reached.
+///
+/// They are added in another order than there, so both sums may be off by as much as rounding can
+/// make of so many additions. Where that could change which one is the last, `None`.
+fn last_by_buckets(candidates: &[Candidate], target: f64, total: f64) -> Option<Candidate> {
+    let mut sums = vec![0.0; BUCKETS];
+    for candidate in candidates {
+        sums[bucket(candidate.weight)] += candidate.weight;
+    }
+    // Twice what either sum can be off by.
+    let off = 4.0 * candidates.len() as f64 * f64::EPSILON * total;
+    let mut before = 0.0;
+    let (crossing, _) = sums.iter().enumerate().rev().find(|(_, sum)| {
+        let reached = before + **sum + off >= target;
+        before += if reached { 0.0 } else { **sum };
+        reached
+    })?;
+    let of_bucket = candidates.iter().filter(|candidate| bucket(candidate.weight) == crossing);
+    let mut members: Vec<Candidate> = of_bucket.copied().collect();
+    members.sort_unstable_by(by_likelihood);
+    let mut sum = before;
+    let last = members.into_iter().find(|member| {
+        sum += member.weight;
+        sum + off >= target
+    })?;
+    (sum - off >= target).then_some(last)
+}
+
+/// What [`keep_top_p`] promises, by the book. Sorts a growing head instead of the whole
+/// vocabulary; the result does not depend on how the head grows.
+fn keep_by_sorting(candidates: &mut Vec<Candidate>, target: f64) {
     let mut head = 64;
     loop {
         head = head.min(candidates.len());

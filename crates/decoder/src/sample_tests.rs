@@ -163,7 +163,8 @@ fn top_p_keeps_the_fewest_that_reach_it() {
 #[test]
 fn top_p_over_many_equals_the_plain_definition() {
     let logits: Vec<f32> = (0u32..5000).map(|id| ((id * 7919) % 1013) as f32 / 400.0).collect();
-    let full = candidates(&adjust(&logits, &plain(), history(&[0], &[], &[])), 2.6, &plain());
+    let scores = adjust(&logits, &plain(), history(&[0], &[], &[]));
+    let full = candidates(scores, 2.6, &plain());
     for top_p in [0.001, 0.01, 0.1, 0.5, 0.9, 0.999] {
         let mut sorted = full.clone();
         sorted.sort_by(by_likelihood);
@@ -182,6 +183,52 @@ fn top_p_over_many_equals_the_plain_definition() {
         keep_top_p(&mut kept, top_p);
         assert_eq!(kept.iter().map(|candidate| candidate.id).collect::<Vec<_>>(), expected);
     }
+}
+
+/// Weights as candidates, ids in order.
+fn weighing(weights: impl Iterator<Item = f64>) -> Vec<Candidate> {
+    (0u32..).zip(weights).map(|(id, weight)| Candidate { id, weight }).collect()
+}
+
+#[test]
+fn buckets_and_sorting_keep_the_same() {
+    let noise = |i: u64| uniform(7, 3, i);
+    // Peaked, flat, all equal, few values many times, of every magnitude down to the denormal.
+    let kinds: [&dyn Fn(u64) -> f64; 6] = [
+        &|i| libm::exp(-20.0 * noise(i)),
+        &|i| 1.0 - 0.01 * noise(i),
+        &|_| 0.25,
+        &|i| [1.0, 0.5, 0.5 - f64::EPSILON, 0.001][i as usize % 4],
+        &|i| libm::exp(-740.0 * noise(i)),
+        &|i| 1.0 / (1 + i * 7919 % 30_011) as f64,
+    ];
+    let (mut by_buckets, mut cases) = (0, 0);
+    for (kind, weight) in kinds.into_iter().enumerate() {
+        for count in [1, 2, 3, 64, 65, 1000, 30_000] {
+            let full = weighing((0..count).map(weight));
+            let total: f64 = full.iter().map(|candidate| candidate.weight).sum();
+            for top_p in [1e-9, 0.1, 0.5, 0.8, 0.95, 0.999, 1.0 - 1e-12] {
+                let (mut kept, mut expected) = (full.clone(), full.clone());
+                keep_top_p(&mut kept, top_p);
+                keep_by_sorting(&mut expected, top_p * total);
+                let ids = |list: &[Candidate]| list.iter().map(|one| one.id).collect::<Vec<_>>();
+                assert_eq!(ids(&kept), ids(&expected), "kind {kind}, {count}, {top_p}");
+                by_buckets += usize::from(last_by_buckets(&full, top_p * total, total).is_some());
+                cases += 1;
+            }
+        }
+    }
+    // The fast way is taken, or all this proves nothing.
+    assert!(by_buckets * 10 > cases * 8, "{by_buckets} of {cases} by buckets");
+}
+
+#[test]
+fn what_rounding_could_change_is_left_to_sorting() {
+    // Half of eight equal weights is reached by the fourth exactly, or by the fifth.
+    let equal = weighing((0..8).map(|_| 0.1));
+    let total: f64 = equal.iter().map(|candidate| candidate.weight).sum();
+    assert!(last_by_buckets(&equal, 0.5 * total, total).is_none());
+    assert_eq!(last_by_buckets(&equal, 0.55 * total, total).map(|last| last.id), Some(4));
 }
 
 #[test]

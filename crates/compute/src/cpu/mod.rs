@@ -5,6 +5,7 @@ mod attention;
 mod cache;
 mod class;
 mod elementwise;
+mod exponential;
 mod heads;
 mod int4;
 mod lanes;
@@ -18,6 +19,7 @@ mod tensor;
 
 pub use cache::CpuCache;
 pub use class::KernelClass;
+pub use exponential::exp_weights;
 pub use pack::CpuMatrix;
 pub(crate) use stored::touched;
 pub use tensor::CpuTensor;
