@@ -13,7 +13,7 @@ mod mapped;
 mod rope;
 
 pub use blocks::BlockFormat;
-pub use cpu::{CpuDevice, KernelClass};
+pub use cpu::{CpuDevice, KernelClass, MachineLimits};
 pub use device::{
     Activation, AttendSpan, CacheShape, CacheValue, Columns, Device, DeviceError, ELSEWHERE,
     Encoding, GroupScore, Groups, HeadMap, Int4, Int4Order, Precision, RopePairs, RopeTable,

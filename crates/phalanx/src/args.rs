@@ -81,6 +81,8 @@ pub(crate) enum Command {
     Drain(Drain),
     /// Replace certificates.
     Certs(Certs),
+    /// Measure how fast a model runs on this machine, beside what the machine can do.
+    Bench(Bench),
     /// Start a small cluster on this machine, let it answer once, and leave it running.
     Demo(Demo),
 }
@@ -618,6 +620,60 @@ pub(crate) struct Inspect {
     /// How to print.
     #[arg(long, value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Bench {
+    /// Model directory or GGUF file.
+    pub(crate) model: PathBuf,
+    /// What the weights are kept in.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Kept::F32, Kept::Bf16, Kept::Q8, Kept::Q4])]
+    pub(crate) compute: Vec<Kept>,
+    /// Ranks, as threads of this process.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1])]
+    pub(crate) ranks: Vec<usize>,
+    /// Threads of each rank. Default: the cores divided by the ranks.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Tokens of the prompts that are run in one step; 0 leaves them out.
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_values_t = [512])]
+    pub(crate) prefill: Vec<usize>,
+    /// Sequences that decode together; 0 leaves them out.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8, 32])]
+    pub(crate) decode: Vec<usize>,
+    /// Tokens that each of them has before.
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    pub(crate) context: usize,
+    /// Also one sequence after so many tokens.
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
+    pub(crate) depth: Vec<usize>,
+    /// Steps of a run of decoding.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) steps: usize,
+    /// Runs of each case; the median counts.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) repeat: usize,
+    /// Instruction set of the kernels: portable, avx2 or avx512. Default: the best there is.
+    #[arg(long, value_name = "CLASS")]
+    pub(crate) kernels: Option<String>,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+/// What weights can be kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kept {
+    /// f32.
+    F32,
+    /// bf16.
+    Bf16,
+    /// 8 bits.
+    #[value(alias = "int8")]
+    Q8,
+    /// 4 bits.
+    #[value(alias = "int4")]
+    Q4,
 }
 
 #[derive(Debug, Group)]

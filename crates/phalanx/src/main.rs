@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod chat;
 mod config;
 mod coordinator;
@@ -66,6 +67,7 @@ fn run(args: args::Args) -> anyhow::Result<()> {
             args::Command::Swap(swap) => swap::swap(swap).await,
             args::Command::Drain(drain) => operator::drain(drain).await,
             args::Command::Certs(certs) => operator::certs(certs).await,
+            args::Command::Bench(bench) => bench::run(&bench),
             args::Command::Demo(demo) => demo::run(demo).await,
         }
     });

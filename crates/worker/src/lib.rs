@@ -5,6 +5,7 @@
 //! (`leader`) and hands each step to the others (`followers`).
 #![forbid(unsafe_code)]
 
+pub mod bench;
 mod followers;
 mod group;
 mod leader;
@@ -26,9 +27,10 @@ use std::sync::Arc;
 use cluster::NodeInfo;
 use collective::CollectiveError;
 use collective::tcp::Endpoint;
-/// How whoever looks into a GGUF file reads it, whether it then works on it or not.
-pub use compute::MappedFile;
 use compute::{CpuDevice, KernelClass};
+/// How whoever looks into a GGUF file reads it, whether it then works on it or not; and what
+/// figures are measured by.
+pub use compute::{MachineLimits, MappedFile};
 use decoder::{Checkpoint, CheckpointError};
 use identity::{Admit, Peer, Role, Tls};
 use model::ModelSpec;

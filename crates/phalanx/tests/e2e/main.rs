@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bad_models;
+mod bench;
 mod chaos;
 mod cluster;
 mod control_plane;
