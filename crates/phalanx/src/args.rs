@@ -617,6 +617,18 @@ pub(crate) struct Inspect {
     /// Tokens of KV cache each rank keeps. Default: as `serve` would.
     #[arg(long, value_name = "TOKENS")]
     pub(crate) kv_tokens: Option<usize>,
+    /// Predict what steps on those nodes take. Nothing is measured.
+    #[arg(long, requires = "nodes")]
+    pub(crate) predict: bool,
+    /// Rates of devices to predict with (JSON, see docs/prediction.md). Default: those built in.
+    #[arg(long, value_name = "FILE", requires = "predict")]
+    pub(crate) calibration: Option<PathBuf>,
+    /// Sequences that are decoded at once. Default: 1,8,32,64.
+    #[arg(long, value_name = "N", value_delimiter = ',', requires = "predict")]
+    pub(crate) batch: Vec<usize>,
+    /// Tokens of each sequence, and of the prompt. Default: 1,024.
+    #[arg(long, value_name = "TOKENS", requires = "predict")]
+    pub(crate) at: Option<usize>,
     /// How to print.
     #[arg(long, value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,

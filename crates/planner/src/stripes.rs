@@ -323,7 +323,12 @@ impl KvCost {
 
 /// Bytes of a vector (`columns` is `None`) or of a matrix `[rows, columns]` that is packed by
 /// itself. Vectors stay f32; embedding, head and routers have no 8-bit form.
-fn slice_bytes(part: Part, rows: usize, columns: Option<usize>, compute: ComputeType) -> u64 {
+pub(crate) fn slice_bytes(
+    part: Part,
+    rows: usize,
+    columns: Option<usize>,
+    compute: ComputeType,
+) -> u64 {
     let rows = rows as u64;
     let Some(columns) = columns else {
         return 4 * rows;
@@ -344,7 +349,7 @@ fn slice_bytes(part: Part, rows: usize, columns: Option<usize>, compute: Compute
 
 /// Bytes of whole heads' rows of [`Part::LatentUp`]. A head's first rows are packed transposed,
 /// since they multiply queries rather than latents.
-fn latent_up_bytes(latent: &Latent, rows: usize, compute: ComputeType) -> u64 {
+pub(crate) fn latent_up_bytes(latent: &Latent, rows: usize, compute: ComputeType) -> u64 {
     let heads = rows.checked_div(latent.nope_dim + latent.value_dim).unwrap_or(0) as u64;
     let bytes = |rows, columns| slice_bytes(Part::LatentUp, rows, Some(columns), compute);
     let head = bytes(latent.kv_rank, latent.nope_dim) + bytes(latent.value_dim, latent.kv_rank);
@@ -360,7 +365,7 @@ pub(crate) fn cached_heads(attention: &Attention, stripes: usize, stripe: usize)
 }
 
 /// Cached numbers per token and KV head: keys and values, or latent and rotated key.
-fn cached_columns(attention: &Attention) -> usize {
+pub(crate) fn cached_columns(attention: &Attention) -> usize {
     match attention {
         Attention::Grouped(grouped) => 2 * grouped.head_dim,
         Attention::Latent(latent) => latent.kv_rank + latent.rope_dim,

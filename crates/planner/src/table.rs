@@ -115,7 +115,7 @@ fn runs(ranges: impl Iterator<Item = Range<usize>>) -> String {
 }
 
 /// Rows of cells as lines, every column right-aligned to its widest cell; no newline at the end.
-fn aligned(rows: &[Vec<String>]) -> String {
+pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell_width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0)

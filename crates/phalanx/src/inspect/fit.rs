@@ -11,7 +11,7 @@ use super::nodes::Nodes;
 /// Ranks that are shown where neither nodes nor ranks are given.
 const RANKS: [usize; 6] = [1, 2, 4, 8, 16, 32];
 /// Tokens of a KV block; sizes are rounded up to whole ones.
-const BLOCK: usize = 16;
+pub(crate) const BLOCK: usize = 16;
 
 /// What was asked for besides nodes.
 pub(crate) struct Wish {
@@ -69,7 +69,7 @@ impl Wish {
         self.stripes.unwrap_or_else(doubled)
     }
 
-    fn limits(&self, spec: &ModelSpec, ranks: usize, compute: ComputeType) -> Limits {
+    pub(crate) fn limits(&self, spec: &ModelSpec, ranks: usize, compute: ComputeType) -> Limits {
         Limits {
             stripes: Some(self.stripes_for(spec, ranks)),
             ranks: Some(ranks),

@@ -1,7 +1,9 @@
 //! `phalanx model inspect`: what a model is, what it weighs, and what it takes to serve it. Reads
 //! the config and a few small files, or what a GGUF file says of itself, never weights.
 
+mod calibration;
 mod fit;
+mod forecast;
 mod licence;
 mod nodes;
 mod report;
@@ -48,9 +50,25 @@ pub(crate) fn run(args: &args::Inspect) -> anyhow::Result<()> {
         Some(nodes) => fit::on(&model.spec, nodes, &wish)?,
         None => fit::anywhere(&model.spec, &wish)?,
     };
+    let forecast = match (&args.nodes, args.predict) {
+        (Some(nodes), true) => {
+            let known = calibration::Known::read(args.calibration.as_deref())?;
+            let question = forecast::Question::new(&args.batch, args.at, &model.spec)?;
+            Some(forecast::on(&model.spec, nodes, (&wish, &fit), &known, &question)?)
+        }
+        _ => None,
+    };
     match args.output {
-        Output::Table => process::line(report::table(&model, &wish, &fit).trim_end()),
-        Output::Json => process::line(&report::json(&model, &wish, &fit).to_string()),
+        Output::Table => {
+            let mut text = report::table(&model, &wish, &fit);
+            text.push_str(&forecast.map_or(String::new(), |forecast| forecast.table()));
+            process::line(text.trim_end())
+        }
+        Output::Json => {
+            let mut value = report::json(&model, &wish, &fit);
+            value["predictions"] = forecast.map_or(Value::Null, |forecast| forecast.json());
+            process::line(&value.to_string())
+        }
     }
     .context("standard output")
 }

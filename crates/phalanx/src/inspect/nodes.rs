@@ -56,6 +56,8 @@ pub(crate) struct Kind {
     pub(crate) devices: usize,
     /// A GPU's name, or the size as given.
     pub(crate) device: String,
+    /// Whether the device was given by a GPU's name.
+    pub(crate) gpu: bool,
     /// Bytes that weights and cache may take on one device.
     pub(crate) usable_bytes: u64,
 }
@@ -95,11 +97,12 @@ fn kind(text: &str) -> Result<Kind, String> {
         number if (1..=MOST).contains(&number) => Ok(number),
         number => Err(format!("{number} {what} in {text:?}: at least 1, at most {MOST}")),
     };
-    let usable_bytes = memory(device).ok_or_else(|| unknown(device))?;
+    let (usable_bytes, gpu) = memory(device).ok_or_else(|| unknown(device))?;
     Ok(Kind {
         count: within(count, "nodes")?,
         devices: within(devices, "devices")?,
         device: device.to_owned(),
+        gpu,
         usable_bytes,
     })
 }
@@ -113,12 +116,14 @@ fn counted(text: &str) -> (Option<usize>, &str) {
     }
 }
 
-fn memory(device: &str) -> Option<u64> {
+/// Usable bytes, and whether it is a GPU.
+fn memory(device: &str) -> Option<(u64, bool)> {
     let named = GPUS.iter().find(|(name, _)| name.eq_ignore_ascii_case(device));
     let gpu = named.map(|(_, gib)| (gib << 30) / 10 * GPU_TENTHS);
     // A bare number would be bytes, which nobody means here.
     let size = || device.ends_with(['b', 'B']).then(|| config::bytes(device).ok()).flatten();
-    gpu.or_else(size).filter(|bytes| *bytes > 0)
+    let found = gpu.map(|bytes| (bytes, true)).or_else(|| Some((size()?, false)));
+    found.filter(|(bytes, _)| *bytes > 0)
 }
 
 fn unknown(device: &str) -> String {

@@ -189,3 +189,54 @@ fn what_cannot_be_inspected_gets_a_sentence() {
     let (ok, _, err) = inspect(&golden_model("llama3").join("model.safetensors"), &[]);
     assert!(!ok && err.contains("neither"), "{err}");
 }
+
+#[test]
+fn steps_on_gpus_are_predicted_and_said_to_be() {
+    let options =
+        ["--nodes", "1x8xH200", "--kv-tokens", "131072", "--predict", "--batch", "8,64", "--at"];
+    let options = [&options[..], &["1536"]].concat();
+    let (ok, out, err) = inspect(&deepseek_v3(), &options);
+    assert!(ok && out.contains("PREDICTED, not measured, for ranks on 1 node"), "{out}{err}");
+    assert!(out.contains("stored   decode 8 at 1536"), "{out}");
+    assert!(out.contains("Rates of H200: built in") && out.contains("another engine"), "{out}");
+    let all = json(&deepseek_v3(), &options)["predictions"].clone();
+    assert_eq!(all["measured"], false);
+    let steps = all["steps"].as_array().expect("steps");
+    let step = steps.iter().find(|step| step["kept"] == "stored").expect("as it is stored");
+    assert_eq!(step["work"]["decode"]["sequences"], 8);
+    // Published for another engine: 12.8 ms.
+    let seconds = step["predicted_seconds"].as_f64().expect("a number");
+    assert!((0.85 * 0.0128..1.15 * 0.0128).contains(&seconds), "{seconds}");
+    let parts = step["floor_seconds"].as_object().expect("parts");
+    let part = |name: &str| parts[name].as_f64().expect("a number");
+    let sum: f64 = ["weights", "kv", "matrix", "collectives", "gaps"].map(part).iter().sum();
+    assert!((sum - part("total")).abs() < 1e-9, "{parts:?}");
+    // What has no room is not predicted as if it had.
+    let (ok, out, err) = inspect(&deepseek_v3(), &[&options[..], &["--batch", "4096"]].concat());
+    assert!(ok && out.contains("Left out, stored: 6295552 tokens of cache"), "{out}{err}");
+    assert!(json(&deepseek_v3(), &["--nodes", "1x8xH200"])["predictions"].is_null());
+}
+
+#[test]
+fn steps_on_processors_are_predicted_from_a_calibration_file_only() {
+    let model = golden_model("llama3");
+    let options = ["--nodes", "2x1GiB", "--predict"];
+    let (ok, _, err) = inspect(&model, &options);
+    assert!(!ok && err.contains("processor") && err.contains("--calibration"), "{err}");
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("rates.json");
+    let example = std::fs::read_to_string(source("docs/prediction.md")).expect("the page");
+    let (_, example) = example.split_once("```json\n").expect("an example");
+    let (example, _) = example.split_once("```").expect("its end");
+    std::fs::write(&file, example).expect("written");
+    let calibration = ["--calibration", file.to_str().expect("UTF-8"), "--batch", "1"];
+    let options = [&options[..], &calibration].concat();
+    let all = json(&model, &options)["predictions"].clone();
+    let steps = all["steps"].as_array().expect("steps");
+    // A decode and a prefill in each compute type; nothing is multiplied as it is stored.
+    assert_eq!(steps.len(), 8, "{all}");
+    assert!(steps.iter().all(|step| step["floor_seconds"]["collectives"].as_f64() > Some(0.0)));
+    std::fs::write(&file, example.replace("\"efficiency\": 0.", "\"efficiency\": 7.")).expect("ok");
+    let (ok, _, err) = inspect(&model, &options);
+    assert!(!ok && err.contains("rates.json: devices.processor: efficiency is 7"), "{err}");
+}
