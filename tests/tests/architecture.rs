@@ -46,11 +46,12 @@ const IMPURE: [&str; 16] = [
 const ASYNC: [&str; 9] =
     ["async-std", "axum", "hyper", "mio", "reqwest", "tokio", "tokio-util", "tonic", "tower"];
 /// Crates of others that only some of ours may declare; `tests` may declare any of them.
-const RESERVED: [(&str, &[&str]); 16] = [
+const RESERVED: [(&str, &[&str]); 17] = [
     ("anyhow", &["phalanx"]),
     ("axum", &["gateway"]),
     ("clap", &["phalanx"]),
     ("cudarc", &["compute", "collective"]),
+    ("libloading", &["collective"]),
     ("memmap2", &["compute"]),
     ("minijinja", &["gateway"]),
     ("prost", &["wire"]),

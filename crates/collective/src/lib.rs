@@ -2,13 +2,20 @@
 //!
 //! Partial sums are kept per stripe and added along one fixed balanced binary tree over stripe
 //! numbers ([`tree`]). A rank adds the subtrees it owns whole and the ranks exchange the rest.
-//! [`Link`] moves frames; [`TreeCollective`] does the arithmetic over any link.
+//! [`Link`] moves frames; [`TreeCollective`] does the arithmetic over any link. [`record`] keeps a
+//! rank's calls, so that it can be run again alone.
 
-#![forbid(unsafe_code)]
+// Calls into NCCL are the only unsafe code, and stand in `nccl` alone.
+#![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
+#![cfg_attr(feature = "cuda", deny(unsafe_code))]
 
 mod frame;
 mod link;
 pub mod local;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code, reason = "calls into a C library")]
+pub mod nccl;
+pub mod record;
 pub mod tcp;
 pub mod tree;
 mod tree_collective;
