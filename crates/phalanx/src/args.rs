@@ -639,7 +639,7 @@ pub(crate) struct Bench {
     /// Model directory or GGUF file.
     pub(crate) model: PathBuf,
     /// What the weights are kept in.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Kept::F32, Kept::Bf16, Kept::Q8, Kept::Q4])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Kept::ALL)]
     pub(crate) compute: Vec<Kept>,
     /// Ranks, as threads of this process.
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1])]
@@ -686,6 +686,11 @@ pub(crate) enum Kept {
     /// 4 bits.
     #[value(alias = "int4")]
     Q4,
+}
+
+impl Kept {
+    /// Every one.
+    const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Q8, Self::Q4];
 }
 
 #[derive(Debug, Group)]

@@ -149,7 +149,7 @@ impl Drop for Close<'_> {
     fn drop(&mut self) {
         self.0.state.fetch_and(!OPEN, Ordering::SeqCst);
         let mut looks = 0_usize;
-        while self.0.state.load(Ordering::SeqCst) % OPERATION != 0 {
+        while !self.0.state.load(Ordering::SeqCst).is_multiple_of(OPERATION) {
             looks += 1;
             // The helper is in its last task. Where it lost its processor, this one is to have it.
             if looks.is_multiple_of(1024) { thread::yield_now() } else { std::hint::spin_loop() }
@@ -248,7 +248,7 @@ impl Team {
         let number = crew.state.load(Ordering::SeqCst) / OPERATION;
         // Number 0 is what helpers begin with; it is never an operation's.
         let number = if number == u64::from(u32::MAX) { 1 } else { number + 1 };
-        crew.state.store(number * OPERATION | OPEN, Ordering::SeqCst);
+        crew.state.store((number * OPERATION) | OPEN, Ordering::SeqCst);
         let close = Close(crew);
         crew.wake_all();
         own();
