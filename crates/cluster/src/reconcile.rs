@@ -190,7 +190,7 @@ impl<'a> Work<'a> {
         let state = self.room.state;
         for (&id, group) in state.groups() {
             if group.phase == Phase::Repairing {
-                self.place_again(id, group);
+                self.place_again(id, group, None);
             }
         }
     }
@@ -200,7 +200,9 @@ impl<'a> Work<'a> {
         for (&id, group) in state.groups() {
             if group.live() && self.room.misplaced(group) {
                 self.room.release(group);
-                if !self.place_again(id, group) {
+                // One that is narrow anyway leaves as narrow as it is, but no narrower.
+                let least = serves(group).then_some(group.plan.ranks.len());
+                if !self.place_again(id, group, least) {
                     self.room.hold(&group.plan);
                 }
             }
@@ -231,14 +233,17 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Whether the group's next incarnation was proposed.
-    fn place_again(&mut self, id: GroupId, group: &Group) -> bool {
+    /// Whether the group's next incarnation was proposed. `least`: it may have as few ranks as that
+    /// where it has no more now.
+    fn place_again(&mut self, id: GroupId, group: &Group, least: Option<usize>) -> bool {
         if self.room.gone.contains(&id) || self.seen.paused.contains(&id) {
             return false;
         }
         let Some((wish, model)) = wish(self.room.state, &group.deployment) else { return false };
-        let narrow = self.seen.narrow.contains(&id);
-        match (group.next_epoch(), self.room.plan_again(wish, model, &group.plan, narrow)) {
+        let narrow = self.seen.narrow.contains(&id) || least.is_some_and(|n| n < wish.ranks);
+        let plan = self.room.plan_again(wish, model, &group.plan, narrow);
+        let plan = plan.filter(|plan| least.is_none_or(|least| plan.ranks.len() >= least));
+        match (group.next_epoch(), plan) {
             (Some(epoch), Some(plan)) => {
                 self.place(id, &wish.name, epoch, plan);
                 true

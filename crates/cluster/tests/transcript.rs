@@ -192,6 +192,7 @@ macro_rules! story {
 
 story!(three_workers);
 story!(repair);
+story!(narrow);
 story!(drain);
 story!(deployments);
 story!(membership);

@@ -24,6 +24,11 @@ use self::repairs::Repairs;
 
 use crate::replica::{MemberChange, ReplicaStatus};
 
+/// Plans that may be refused in a row before planning rests, and for how long it then does at first,
+/// in milliseconds; twice as long each time, eight times.
+const REFUSALS: u32 = 3;
+const PLAN_REST: u64 = 10;
+
 /// Pause before a group is placed again after a rank failed; doubles up to the longest.
 const FIRST_PAUSE: u64 = 250;
 const LONGEST_PAUSE: u64 = 30_000;
@@ -193,6 +198,26 @@ struct Pause {
     serving: Option<u64>,
 }
 
+/// How the state takes what reconciliation wants. A refusal means that something has overtaken it,
+/// or that it will be refused again: then it must not fill the log.
+#[derive(Debug, Default)]
+struct Plans {
+    /// In a row.
+    refusals: u32,
+    /// Nothing is planned before.
+    after: u64,
+}
+
+impl Plans {
+    fn refused(&mut self, now: u64) {
+        self.refusals = self.refusals.saturating_add(1);
+        let doublings = self.refusals.saturating_sub(REFUSALS).min(8);
+        if doublings > 0 {
+            self.after = now + (PLAN_REST << doublings);
+        }
+    }
+}
+
 /// The machine. Idle until [`Input::Lead`].
 #[derive(Debug)]
 pub struct Leader {
@@ -217,6 +242,7 @@ pub struct Leader {
     members_after: u64,
     /// What workers said of epochs that are over.
     stale_reports: u64,
+    plans: Plans,
     out: Vec<Output>,
 }
 
@@ -251,6 +277,7 @@ impl Leader {
             caught_up: BTreeMap::new(),
             members_after: 0,
             stale_reports: 0,
+            plans: Plans::default(),
             out: Vec::new(),
         }
     }
@@ -325,6 +352,7 @@ impl Leader {
         self.pauses.clear();
         self.repairs = Repairs::default();
         self.moves = Moves::default();
+        self.plans = Plans::default();
         self.progress.clear();
         self.caught_up.clear();
     }
@@ -361,7 +389,7 @@ impl Leader {
 
     /// Proposes what reconciliation wants, one round at a time.
     fn plan(&mut self, cluster: &ClusterState) {
-        if self.is_pending(Subject::Plan) {
+        if self.is_pending(Subject::Plan) || self.now < self.plans.after {
             return;
         }
         let observation = self.observe(cluster);
@@ -398,7 +426,11 @@ impl Leader {
             (Subject::Members, outcome) if !matches!(outcome, Some(Ok(_))) => {
                 self.members_after = self.now + 1_000;
             }
+            (Subject::Plan, Some(Ok(_))) => self.plans = Plans::default(),
             (subject, Some(Err(why))) => {
+                if subject == Subject::Plan {
+                    self.plans.refused(self.now);
+                }
                 // Usual where a change overtook it; what is still wanted is proposed again.
                 tracing::debug!(?subject, %why, "the leader's own proposal was refused");
             }

@@ -260,7 +260,13 @@ impl Groups {
         hardware: &Hardware,
         reports: &channel::UnboundedSender<Report>,
     ) {
-        let busy = self.lock().values().flat_map(|one| one.devices.iter().copied()).collect();
+        let busy = self
+            .lock()
+            .iter()
+            .flat_map(|(&group, one)| {
+                one.devices.iter().map(move |&device| (device, group)).collect::<Vec<_>>()
+            })
+            .collect();
         self.preparations.begin(node, order, (hardware, &busy), &self.shelf, reports);
     }
 

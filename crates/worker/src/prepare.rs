@@ -1,13 +1,13 @@
 //! Weights that are loaded before their rank is: the group that they are meant for serves
 //! meanwhile, and is interrupted only when they are there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use cluster::GroupId;
-use decoder::{CacheSize, Checkpoint, Decoder, LoadProgress, RankShape};
+use decoder::{CacheSize, Decoder, LoadProgress, RankShape};
 use planner::{NodeId, RankPlan};
 use tokio::sync::mpsc as channel;
 use wire::{FormGroup, Report};
@@ -34,13 +34,15 @@ impl Preparations {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Loads the weights of this node's ranks on devices that are not `busy` and leaves them on
-    /// the shelf; then says so. Whatever was prepared for the group before is given up.
+    /// Loads the weights of this node's ranks and leaves them on the shelf; then says so. `busy`:
+    /// the devices that hold ranks, and of which groups. The group's own have what they need; one
+    /// of another group cannot be loaded for. Whatever was prepared for the group before is given
+    /// up.
     pub(crate) fn begin(
         &self,
         node: NodeId,
         order: FormGroup,
-        (hardware, busy): (&Hardware, &BTreeSet<usize>),
+        (hardware, busy): (&Hardware, &BTreeMap<usize, GroupId>),
         shelf: &Shelf,
         reports: &channel::UnboundedSender<Report>,
     ) {
@@ -48,7 +50,14 @@ impl Preparations {
         self.end(|one| one.group == group);
         let mine = order.plan.ranks.iter().filter(|rank| rank.node == node);
         let devices: BTreeSet<usize> = mine.map(|rank| rank.device).collect();
-        let devices: BTreeSet<usize> = devices.difference(busy).copied().collect();
+        let other = |device: &&usize| busy.get(device).is_some_and(|holder| *holder != group);
+        if let Some(device) = devices.iter().find(other) {
+            let error = Some(format!("its device {device} holds a rank of another group"));
+            let _ = reports.send(Report::Prepared { group, epoch, error });
+            return;
+        }
+        let devices: BTreeSet<usize> =
+            devices.into_iter().filter(|device| !busy.contains_key(device)).collect();
         // Another group's preparation on the same device would be in vain.
         self.end(|one| !one.devices.is_disjoint(&devices));
         let stop = Arc::new(AtomicBool::new(false));
@@ -62,10 +71,22 @@ impl Preparations {
             let ranks = order.plan.ranks.iter().filter(|rank| rank.node == node);
             let mut loaded = ranks.filter(|rank| on.contains(&rank.device)).map(|rank| {
                 let device = own.get(rank.device).ok_or("it has no such device")?.clone();
+                let mut progress = |LoadProgress { bytes_read, bytes_total, .. }: LoadProgress| {
+                    let rank = rank.rank;
+                    let report = Report::Progress { group, epoch, rank, bytes_read, bytes_total };
+                    !stopped.load(Ordering::SeqCst) && told.send(report).is_ok()
+                };
                 let decoder = |before: &mut _| {
-                    let shape = shape(&order, rank);
-                    let spec = Arc::clone(&spec);
-                    load(before, device, spec, shape, &checkpoint, &stopped)
+                    let (shape, spec) = (shape(&order, rank), Arc::clone(&spec));
+                    let loaded = Decoder::load_after(
+                        before,
+                        device,
+                        spec,
+                        shape,
+                        &checkpoint,
+                        &mut progress,
+                    );
+                    loaded.map(Decoder::into_weights).map_err(|error| error.to_string())
                 };
                 shelf.fill(rank.device, &order.deployment.digest, decoder)
             });
@@ -125,19 +146,4 @@ fn shape<'a>(order: &FormGroup, plan: &'a RankPlan) -> RankShape<'a> {
         compute: order.deployment.compute,
         cache: CacheSize { blocks: 1, block_tokens, context: block_tokens },
     }
-}
-
-type Device = compute::CpuDevice;
-
-fn load(
-    before: &mut Option<decoder::Kept<Device>>,
-    device: Device,
-    spec: Arc<model::ModelSpec>,
-    shape: RankShape<'_>,
-    checkpoint: &Checkpoint,
-    stopped: &AtomicBool,
-) -> Result<decoder::Kept<Device>, String> {
-    let mut progress = |_: LoadProgress| !stopped.load(Ordering::SeqCst);
-    let loaded = Decoder::load_after(before, device, spec, shape, checkpoint, &mut progress);
-    loaded.map(Decoder::into_weights).map_err(|error| error.to_string())
 }

@@ -68,13 +68,21 @@ impl Session {
         let (up, mut ranks) = channel::unbounded_channel();
         let watching = self.watch(Arc::clone(&lease), up.clone());
         let telling = self.tell(&lease);
+        // Orders about groups are obeyed one after the other, across sessions. They may wait for
+        // threads that load; heartbeats do not wait for those.
+        let (told_to, mut orders) = channel::unbounded_channel();
+        let obeying = async {
+            while let Some(order) = orders.recv().await {
+                self.obey(order, &up).await;
+            }
+        };
         let working = async {
             let mut targets = self.coordinators.iter().cycle();
             let mut hint = None;
             let mut told = false;
             loop {
                 let target = hint.take().or_else(|| targets.next().cloned()).unwrap_or_default();
-                let end = self.once(&target, &lease, (&up, &mut ranks), shutdown).await;
+                let end = self.once(&target, &lease, &told_to, &mut ranks, shutdown).await;
                 let reason = match end {
                     End::Shutdown => return Ok(()),
                     End::Refused(reason) => return Err(WorkerError::Refused { reason }),
@@ -103,6 +111,7 @@ impl Session {
             result = working => result,
             () = watching => Ok(()),
             () = telling => Ok(()),
+            () = obeying => Ok(()),
         };
         let groups = Arc::clone(&self.groups);
         let _ = tokio::task::spawn_blocking(move || groups.retire_all()).await;
@@ -145,7 +154,8 @@ impl Session {
         &self,
         target: &str,
         lease: &Lease,
-        (up, ranks): (&channel::UnboundedSender<Report>, &mut channel::UnboundedReceiver<Report>),
+        obeyed: &channel::UnboundedSender<Order>,
+        ranks: &mut channel::UnboundedReceiver<Report>,
         shutdown: &CancellationToken,
     ) -> End {
         let connecting = transport::connect(target, Expect::AnyCoordinator, &self.tls);
@@ -179,11 +189,13 @@ impl Session {
             let report = tokio::select! {
                 order = orders.next() => match order {
                     Some(Ok(order)) => {
-                        let obeyed = self.order(order, lease, &mut beats, up, &channel);
-                        match obeyed.await {
-                            Ok(()) => continue,
+                        match self.order(order, lease, &mut beats, &channel) {
+                            Ok(None) => {}
+                            // Its other end lives as long as this worker does.
+                            Ok(Some(order)) => drop(obeyed.send(order)),
                             Err(reason) => return End::Refused(reason),
                         }
+                        continue;
                     }
                     Some(Err(status)) => return end_of(&status),
                     None => return End::Broken("the coordinator ended the session".to_owned()),
@@ -212,14 +224,14 @@ impl Session {
         }
     }
 
-    async fn order(
+    /// Does at once what can be done at once; returns an order about a group.
+    fn order(
         &self,
         order: pb::Order,
         lease: &Lease,
         beats: &mut Beats,
-        up: &channel::UnboundedSender<Report>,
         channel: &tonic::transport::Channel,
-    ) -> Result<(), String> {
+    ) -> Result<Option<Order>, String> {
         let spec = |digest: &str| Some(Arc::clone(&self.hardware.models.get(digest)?.spec));
         let order = Order::from_wire(order, spec).map_err(|error| error.to_string())?;
         match order {
@@ -236,11 +248,9 @@ impl Session {
             }
             Order::Certificate { generation } => self.renew(generation, channel),
             Order::Roll { given, present } => self.refuse(given, &present),
-            Order::Form(form) => self.form(*form, up).await?,
-            Order::Prepare(form) => self.prepare(*form, up).await?,
-            Order::Retire { group, epoch, reason } => self.retire(group, epoch, reason).await?,
+            Order::Form(_) | Order::Prepare(_) | Order::Retire { .. } => return Ok(Some(order)),
         }
-        Ok(())
+        Ok(None)
     }
 }
 

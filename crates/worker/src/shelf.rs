@@ -14,7 +14,7 @@ use decoder::Kept;
 /// How long weights wait for a rank.
 const KEEP: Duration = Duration::from_secs(60);
 /// And where they were loaded for one that others have to load for, too.
-const PREPARED: Duration = Duration::from_secs(600);
+const PREPARED: Duration = Duration::from_secs(3_600);
 
 /// What a device held: weights of the model of a digest, and until when they wait.
 struct Waiting {

@@ -10,8 +10,8 @@ use wire::{FormGroup, Order};
 use super::Leader;
 use super::orders::addresses;
 
-/// How long nodes may take to load, in milliseconds.
-const LOADING: u64 = 3_600_000;
+/// How long a node that loads may say nothing of it, in milliseconds.
+const LOADING: u64 = 120_000;
 
 /// A move that is being prepared.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ struct Move {
     plan: ShardPlan,
     /// Who has not loaded yet.
     waits: BTreeSet<NodeId>,
-    /// When that is too late.
+    /// When they have said nothing for too long.
     until: u64,
 }
 
@@ -52,6 +52,10 @@ impl Leader {
                 plan.ranks.iter().map(|rank| (rank.node, rank.device)).collect()
             };
             match serving {
+                // Its devices are another's until that one has moved.
+                _ if devices(plan).iter().any(|device| kept.contains(device)) => {
+                    kept.extend(serving.iter().flat_map(|current| devices(&current.plan)));
+                }
                 Some(current) => {
                     moving.insert(*group);
                     if self.is_prepared(cluster, (*group, *epoch), current, plan) {
@@ -60,7 +64,6 @@ impl Leader {
                         kept.extend(devices(&current.plan));
                     }
                 }
-                None if devices(plan).iter().any(|device| kept.contains(device)) => {}
                 None => due.push(command),
             }
         }
@@ -132,14 +135,31 @@ impl Leader {
         }
     }
 
+    /// A node that loads gets on.
+    pub(super) fn prepares(&mut self, node: NodeId, (group, epoch): (GroupId, Epoch)) -> bool {
+        let open = self.moves.open.get_mut(&group);
+        let Some(open) = open.filter(|one| one.epoch == epoch && one.waits.contains(&node)) else {
+            return false;
+        };
+        open.until = self.now + LOADING;
+        true
+    }
+
     /// The group stays as it is for a while, and then another node is looked for.
     fn unprepared(&mut self, group: GroupId, node: NodeId, why: &str) {
         tracing::warn!(%group, node = node.0, why, "a node cannot join a group");
         self.moves.open.remove(&group);
         let (until, next) = self.moves.rests.entry(group).or_insert((0, REST));
-        *until = self.now + *next;
-        *next = (*next * 2).min(LONGEST_REST);
-        self.shun(node);
+        let rest = *next;
+        *until = self.now + rest;
+        *next = (rest * 2).min(LONGEST_REST);
+        // Another one is asked the next time, if there is one.
+        self.shun(node, 2 * rest);
+    }
+
+    /// A group has moved, or there is a new node to ask: whatever came to nothing is tried anew.
+    pub(super) fn try_moves_again(&mut self, group: Option<GroupId>) {
+        self.moves.rests.retain(|one, _| group.is_some_and(|group| group != *one));
     }
 
     /// A node has come anew: what it was told before may be lost.

@@ -117,6 +117,9 @@ impl Leader {
             | Report::Failed { group, epoch, rank, .. } => (group, epoch, rank),
             Report::Join(..) | Report::Heartbeat(_) | Report::Prepared { .. } => return,
         };
+        if matches!(report, Report::Progress { .. }) && self.prepares(node, (id, epoch)) {
+            return;
+        }
         let group = cluster.groups().get(&id);
         let group = group.filter(|group| group.live() && group.epoch == epoch);
         let owned =

@@ -79,6 +79,7 @@ impl Leader {
                 // Another process than the one that was at fault.
                 Event::NodeJoined { node, .. } => {
                     self.repairs.avoid.remove(node);
+                    self.try_moves_again(None);
                 }
                 Event::GroupFenced { group, nodes, .. } => {
                     let mut nodes = nodes.iter();
@@ -92,6 +93,7 @@ impl Leader {
                 }
                 Event::GroupServing { group, .. } => {
                     self.repairs.serving.insert(*group, self.now);
+                    self.try_moves_again(Some(*group));
                     if cluster::degraded_group(cluster, *group).is_none() {
                         self.repairs.setbacks.remove(group);
                     }
@@ -141,7 +143,7 @@ impl Leader {
         }
         let at_fault = group.plan.ranks.get(blames.unwrap_or(rank));
         if let Some(planned) = at_fault {
-            self.shun(planned.node);
+            self.shun(planned.node, 0);
         }
         let wish = cluster.deployments().get(&group.deployment);
         let mut others = cluster.nodes().keys().filter(|node| {
@@ -154,9 +156,11 @@ impl Leader {
         }
     }
 
-    /// A node could not do its part: others are asked first for a while.
-    pub(super) fn shun(&mut self, node: NodeId) {
-        self.repairs.avoid.insert(node, self.now + BLAME);
+    /// A node could not do its part: others are asked first for a while, so long at least.
+    pub(super) fn shun(&mut self, node: NodeId, least: u64) {
+        let until = self.now + BLAME.max(least);
+        let avoided = self.repairs.avoid.entry(node).or_default();
+        *avoided = until.max(*avoided);
     }
 
     /// A node is gone, or about to be: groups that it had a rank of wait for nothing.

@@ -9,8 +9,9 @@ use cluster::{Epoch, GroupId};
 use identity::KeyRequest;
 use planner::NodeId;
 use tokio::sync::mpsc as channel;
+use tokio::task::JoinError;
 use tonic::transport::Channel;
-use wire::{FormGroup, Report, pb, transport};
+use wire::{FormGroup, Order, Report, pb, transport};
 
 use super::Session;
 use crate::rank::Formation;
@@ -20,11 +21,28 @@ use crate::rank::Formation;
 const FAREWELL: Duration = transport::FAREWELL.saturating_add(transport::HEARING);
 
 impl Session {
-    pub(super) async fn form(
+    /// Does what an order about a group says; returns when it is done.
+    pub(super) async fn obey(&self, order: Order, up: &channel::UnboundedSender<Report>) {
+        let done = match order {
+            Order::Form(form) => self.form(*form, up).await,
+            Order::Prepare(form) => self.prepare(*form, up).await,
+            Order::Retire { group, epoch, reason } => self.retire(group, epoch, reason).await,
+            // Not about groups; those are obeyed at once.
+            Order::Welcome { .. }
+            | Order::Lease
+            | Order::Certificate { .. }
+            | Order::Roll { .. } => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::error!(%error, "an order could not be obeyed");
+        }
+    }
+
+    async fn form(
         &self,
         form: FormGroup,
         up: &channel::UnboundedSender<Report>,
-    ) -> Result<(), String> {
+    ) -> Result<(), JoinError> {
         let node = self.node();
         let FormGroup { group, epoch, .. } = form;
         if self.groups.hosts(group, epoch) {
@@ -45,34 +63,29 @@ impl Session {
         let (groups, hardware) = (Arc::clone(&self.groups), Arc::clone(&self.hardware));
         let up = up.clone();
         let form = move || groups.form(node, &Arc::new(formation), &hardware, &up);
-        tokio::task::spawn_blocking(form).await.map_err(|e| e.to_string())
+        tokio::task::spawn_blocking(form).await
     }
 
-    pub(super) async fn prepare(
+    async fn prepare(
         &self,
         form: FormGroup,
         up: &channel::UnboundedSender<Report>,
-    ) -> Result<(), String> {
+    ) -> Result<(), JoinError> {
         tracing::info!(group = form.group.0, epoch = form.epoch.0, "preparing to join a group");
         let (groups, hardware) = (Arc::clone(&self.groups), Arc::clone(&self.hardware));
         let (node, up) = (self.node(), up.clone());
         let prepare = move || groups.prepare(node, form, &hardware, &up);
-        tokio::task::spawn_blocking(prepare).await.map_err(|e| e.to_string())
+        tokio::task::spawn_blocking(prepare).await
     }
 
-    pub(super) async fn retire(
-        &self,
-        group: GroupId,
-        epoch: Epoch,
-        reason: String,
-    ) -> Result<(), String> {
+    async fn retire(&self, group: GroupId, epoch: Epoch, reason: String) -> Result<(), JoinError> {
         if !self.groups.hosts(group, epoch) {
             return Ok(());
         }
         tracing::warn!(group = group.0, epoch = epoch.0, reason, "the group is retired");
         let groups = Arc::clone(&self.groups);
         let retire = move || groups.retire(group, epoch);
-        tokio::task::spawn_blocking(retire).await.map_err(|e| e.to_string())
+        tokio::task::spawn_blocking(retire).await
     }
 
     /// This worker, by its certificate.

@@ -116,3 +116,74 @@ fn a_node_that_drains_keeps_its_ranks_until_another_has_loaded_them() {
     assert_eq!(bench.group(), (group, epoch.next(), Phase::Forming));
     assert_ne!(bench.holders()[0].0, at);
 }
+
+#[test]
+fn one_that_loads_is_waited_for_and_one_that_hangs_is_not() {
+    let (mut bench, [first, second], group, epoch) = alone_for_long();
+    let both = [first, second];
+    beats(&mut bench, &both, 6_000);
+    assert_eq!(told(&mut bench, second).len(), 1);
+    for bytes_read in 0..20 {
+        beats(&mut bench, &both, 60_000);
+        let (epoch, rank, bytes_total) = (epoch.next(), 1, 20);
+        bench.report(second, Report::Progress { group, epoch, rank, bytes_read, bytes_total });
+    }
+    assert_eq!(told(&mut bench, second), [], "it is still at it");
+    assert_eq!(bench.leader.stale_reports(), 0);
+    // It says nothing any more, and is asked again after a rest: there is nobody else.
+    beats(&mut bench, &both, 119_000);
+    assert_eq!(told(&mut bench, second), []);
+    beats(&mut bench, &both, 12_000);
+    assert_eq!(told(&mut bench, second).len(), 1);
+    assert_eq!(bench.group(), (group, epoch, Phase::Serving));
+}
+
+#[test]
+fn a_node_that_cannot_load_does_not_keep_another_from_being_asked() {
+    let mut bench = Bench::new(1, 3);
+    let sessions = [bench.open(1, Vec::new()), bench.open(2, Vec::new())];
+    let (group, epoch, _) = bench.group();
+    let at = bench.holders()[0].0;
+    let [holder, bad] = if at == 2 { sessions } else { [sessions[1], sessions[0]] };
+    bench.report(holder, Report::Ready { group, epoch, rank: 0 });
+    bench.mute = true;
+    let drained = bench.apply(Command::Drain { node: NodeId(at) }).unwrap();
+    bench.input(Input::Changed { events: drained });
+    let fails = |bench: &mut Bench, times: usize, all: &[SessionId]| {
+        for _ in 0..times {
+            while told(bench, bad).is_empty() {
+                beats(bench, all, 100);
+            }
+            let error = Some("it has become shorter".to_owned());
+            bench.report(bad, Report::Prepared { group, epoch: epoch.next(), error });
+        }
+    };
+    fails(&mut bench, 8, &sessions);
+    // A good one comes, and is asked at once.
+    let good = bench.open(3, Vec::new());
+    beats(&mut bench, &[holder, bad, good], 300);
+    assert_eq!(told(&mut bench, good), [(epoch.next(), 1)]);
+    // It fails once, too. The next one to be asked is not the one that has failed eight times.
+    let error = Some("the disk was slow".to_owned());
+    bench.report(good, Report::Prepared { group, epoch: epoch.next(), error });
+    bench.take(bad);
+    while told(&mut bench, bad).is_empty() && told(&mut bench, good).is_empty() {
+        beats(&mut bench, &[holder, bad, good], 100);
+    }
+    assert_eq!(bench.group(), (group, epoch, Phase::Serving));
+}
+
+#[test]
+fn plans_that_are_refused_again_and_again_do_not_fill_the_log() {
+    let mut plans = Plans::default();
+    let mut now = 0;
+    let mut proposed = 0;
+    while now < 60_000 {
+        if now >= plans.after {
+            proposed += 1;
+            plans.refused(now);
+        }
+        now += 1;
+    }
+    assert!((10..50).contains(&proposed), "{proposed} in a minute");
+}
