@@ -24,8 +24,8 @@ use self::repairs::Repairs;
 
 use crate::replica::{MemberChange, ReplicaStatus};
 
-/// Plans that may be refused in a row before planning rests, and for how long it then does at first,
-/// in milliseconds; twice as long each time, eight times.
+/// Plans that may be refused in a row before planning rests, and for how long it then does at
+/// first, in milliseconds; twice as long each time, eight times.
 const REFUSALS: u32 = 3;
 const PLAN_REST: u64 = 10;
 

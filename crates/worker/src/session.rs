@@ -149,6 +149,16 @@ impl Session {
         }
     }
 
+    async fn connect(&self, target: &str) -> Result<tonic::transport::Channel, End> {
+        let connecting = transport::connect(target, Expect::AnyCoordinator, &self.tls);
+        match tokio::time::timeout(ATTEMPT, connecting).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(error @ ConnectError::Removed { .. })) => Err(End::Refused(error.to_string())),
+            Ok(Err(error)) => Err(End::Broken(error.to_string())),
+            Err(_) => Err(End::Broken("it does not answer".to_owned())),
+        }
+    }
+
     /// One session from join to end.
     async fn once(
         &self,
@@ -158,14 +168,9 @@ impl Session {
         ranks: &mut channel::UnboundedReceiver<Report>,
         shutdown: &CancellationToken,
     ) -> End {
-        let connecting = transport::connect(target, Expect::AnyCoordinator, &self.tls);
-        let channel = match tokio::time::timeout(ATTEMPT, connecting).await {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(error @ ConnectError::Removed { .. })) => {
-                return End::Refused(error.to_string());
-            }
-            Ok(Err(error)) => return End::Broken(error.to_string()),
-            Err(_) => return End::Broken("it does not answer".to_owned()),
+        let channel = match self.connect(target).await {
+            Ok(channel) => channel,
+            Err(end) => return end,
         };
         let mut client = transport::coordinator_client(channel.clone());
         let (reports, outgoing) = channel::channel(256);
