@@ -62,7 +62,8 @@ impl SparseMemory {
         let map = if length == 0 { None } else { Some(MmapMut::map_anon(length)?) };
         #[cfg(target_os = "linux")]
         if let Some(map) = map.as_ref().filter(|map| map.len() >= LARGE) {
-            // Most of its time would go into small pages. Where there are no large ones, so be it.
+            // Most of its time would go into small pages. A system without large ones refuses, and
+            // is served as well with small ones.
             let _ = map.advise(memmap2::Advice::HugePage);
         }
         Ok(SparseMemory { map })

@@ -443,6 +443,8 @@ impl Leader {
             return;
         }
         self.note_repairs(cluster, events);
+        // Another state than the one that refused: a repair does not wait for somebody's bad plan.
+        self.plans.after = 0;
         for event in events {
             tracing::debug!(?event, "decided");
             match event {

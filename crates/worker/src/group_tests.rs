@@ -40,3 +40,26 @@ fn only_the_node_that_leads_a_group_sends_it_steps() {
     let other = groups.steps(group, Epoch(4), 1, NodeId(8)).map(|_| ());
     assert_eq!(other, Err(NoGroup::OtherLeader { group, caller: NodeId(8) }));
 }
+
+impl Groups {
+    /// Takes in a group whose thread does `work`, whatever it is told.
+    pub(crate) fn take_in(
+        &self,
+        group: GroupId,
+        epoch: Epoch,
+        work: impl FnOnce() + Send + 'static,
+    ) {
+        let hosted = Hosted {
+            epoch,
+            leads: None,
+            leader: None,
+            steps: BTreeMap::new(),
+            ranks: BTreeMap::new(),
+            pulses: BTreeMap::new(),
+            devices: BTreeSet::new(),
+            stop: Stop::default(),
+            threads: vec![std::thread::spawn(work)],
+        };
+        self.lock().insert(group, hosted);
+    }
+}

@@ -277,20 +277,5 @@ fn end_of(status: &Status) -> End {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_says_where_to_go() {
-        let hinted = |hint: &'static str| {
-            let mut status = Status::unavailable("this coordinator does not lead");
-            status.metadata_mut().insert(LEADER_KEY, hint.parse().expect("ASCII"));
-            end_of(&status)
-        };
-        assert!(matches!(hinted("3@host:1"), End::Elsewhere(to) if to == "host:1"));
-        assert!(matches!(hinted("none"), End::NoLeader));
-        assert!(matches!(hinted("3@"), End::Broken(_)));
-        assert!(matches!(end_of(&Status::failed_precondition("x")), End::Refused(_)));
-        assert!(matches!(end_of(&Status::unavailable("x")), End::Broken(_)));
-    }
-}
+#[path = "session_tests.rs"]
+mod tests;

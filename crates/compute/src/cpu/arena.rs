@@ -78,19 +78,14 @@ impl fmt::Debug for Chunk {
 
 #[cfg(not(miri))]
 mod map {
-    pub(super) type Map = memmap2::MmapMut;
+    pub(super) type Map = crate::SparseMemory;
 
-    /// Zeroed memory, in large pages if the system has any left.
     pub(super) fn new(bytes: usize) -> std::io::Result<Map> {
-        let map = memmap2::MmapOptions::new().len(bytes).map_anon()?;
-        #[cfg(target_os = "linux")]
-        // A system without large pages refuses, and is served as well with small ones.
-        let _ = map.advise(memmap2::Advice::HugePage);
-        Ok(map)
+        Map::new(bytes)
     }
 
     pub(super) fn start(map: &mut Map) -> *mut u8 {
-        map.as_mut_ptr()
+        map.bytes_mut().as_mut_ptr()
     }
 }
 

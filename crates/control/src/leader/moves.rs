@@ -33,7 +33,7 @@ const LONGEST_REST: u64 = 64_000;
 #[derive(Debug, Default)]
 pub(super) struct Moves {
     open: BTreeMap<GroupId, Move>,
-    rests: BTreeMap<GroupId, (u64, u64)>,
+    pub(super) rests: BTreeMap<GroupId, (u64, u64)>,
 }
 
 impl Leader {
@@ -83,7 +83,7 @@ impl Leader {
         let open =
             self.moves.open.get(&id).filter(|open| open.epoch == epoch && open.plan == *plan);
         if let Some(open) = open {
-            if open.until > self.now {
+            if open.waits.is_empty() || open.until > self.now {
                 return open.waits.is_empty();
             }
             for node in open.waits.clone() {
@@ -123,7 +123,8 @@ impl Leader {
         (group, epoch): (GroupId, Epoch),
         error: Option<&str>,
     ) {
-        let Some(open) = self.moves.open.get_mut(&group).filter(|open| open.epoch == epoch) else {
+        let open = self.moves.open.get_mut(&group);
+        let Some(open) = open.filter(|one| one.epoch == epoch && one.waits.contains(&node)) else {
             self.stale_reports += 1;
             return;
         };
@@ -155,11 +156,6 @@ impl Leader {
         *next = (rest * 2).min(LONGEST_REST);
         // Another one is asked the next time, if there is one.
         self.shun(node, 2 * rest);
-    }
-
-    /// A group has moved, or there is a new node to ask: whatever came to nothing is tried anew.
-    pub(super) fn try_moves_again(&mut self, group: Option<GroupId>) {
-        self.moves.rests.retain(|one, _| group.is_some_and(|group| group != *one));
     }
 
     /// A node has come anew: what it was told before may be lost.

@@ -79,7 +79,8 @@ impl Leader {
                 // Another process than the one that was at fault.
                 Event::NodeJoined { node, .. } => {
                     self.repairs.avoid.remove(node);
-                    self.try_moves_again(None);
+                    // Somebody else to ask.
+                    self.moves.rests.clear();
                 }
                 Event::GroupFenced { group, nodes, .. } => {
                     let mut nodes = nodes.iter();
@@ -93,7 +94,7 @@ impl Leader {
                 }
                 Event::GroupServing { group, .. } => {
                     self.repairs.serving.insert(*group, self.now);
-                    self.try_moves_again(Some(*group));
+                    self.moves.rests.remove(group);
                     if cluster::degraded_group(cluster, *group).is_none() {
                         self.repairs.setbacks.remove(group);
                     }

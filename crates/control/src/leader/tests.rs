@@ -32,6 +32,8 @@ struct Bench {
     proposed: Vec<Command>,
     /// The log takes nothing.
     refuses: bool,
+    /// The state refuses every plan.
+    conflicts: bool,
     /// Workers do not say whether they have prepared.
     mute: bool,
 }
@@ -83,6 +85,7 @@ impl Bench {
             transfers: Vec::new(),
             proposed: Vec::new(),
             refuses: false,
+            conflicts: false,
             mute: false,
         };
         bench.apply(Command::Found { name: "c1".to_owned() }).unwrap();
@@ -162,7 +165,11 @@ impl Bench {
                             queue.push_back(Input::Decided { number, outcome: None });
                             continue;
                         }
-                        let outcome = self.apply(command);
+                        let plan = matches!(command, Command::Place { .. });
+                        let outcome = match self.conflicts && plan {
+                            true => Err(Rejected::GroupGone { group: GroupId(1) }),
+                            false => self.apply(command),
+                        };
                         if let Ok(events) = &outcome {
                             queue.push_back(Input::Changed { events: events.clone() });
                         }

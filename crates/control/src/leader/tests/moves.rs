@@ -81,6 +81,23 @@ fn who_cannot_load_costs_nobody_a_pause() {
 }
 
 #[test]
+fn what_is_prepared_stays_so_while_nothing_can_be_decided() {
+    let (mut bench, [first, second], group, epoch) = alone_for_long();
+    let both = [first, second];
+    beats(&mut bench, &both, 6_000);
+    bench.refuses = true;
+    bench.report(second, Report::Prepared { group, epoch: epoch.next(), error: None });
+    for _ in 0..20 {
+        bench.proposed.clear();
+        beats(&mut bench, &both, 10_000);
+    }
+    assert_eq!(bench.group(), (group, epoch, Phase::Serving));
+    bench.refuses = false;
+    beats(&mut bench, &both, 3_000);
+    assert_eq!(bench.group(), (group, epoch.next(), Phase::Forming));
+}
+
+#[test]
 fn who_comes_anew_is_told_again() {
     let (mut bench, [first, second], _, epoch) = alone_for_long();
     beats(&mut bench, &[first, second], 6_000);
@@ -159,7 +176,9 @@ fn a_node_that_cannot_load_does_not_keep_another_from_being_asked() {
         }
     };
     fails(&mut bench, 8, &sessions);
-    // A good one comes, and is asked at once.
+    // Long after, a good one comes. It is asked, and at once.
+    beats(&mut bench, &sessions, 20_000);
+    assert_eq!(told(&mut bench, bad), []);
     let good = bench.open(3, Vec::new());
     beats(&mut bench, &[holder, bad, good], 300);
     assert_eq!(told(&mut bench, good), [(epoch.next(), 1)]);
@@ -175,15 +194,18 @@ fn a_node_that_cannot_load_does_not_keep_another_from_being_asked() {
 
 #[test]
 fn plans_that_are_refused_again_and_again_do_not_fill_the_log() {
-    let mut plans = Plans::default();
-    let mut now = 0;
-    let mut proposed = 0;
-    while now < 60_000 {
-        if now >= plans.after {
-            proposed += 1;
-            plans.refused(now);
-        }
-        now += 1;
+    let mut bench = Bench::new(1, 2);
+    bench.conflicts = true;
+    let first = bench.open(1, Vec::new());
+    bench.proposed.clear();
+    for _ in 0..6_000 {
+        bench.wait(10);
+        bench.report(first, Report::Heartbeat(Vec::new()));
     }
-    assert!((10..50).contains(&proposed), "{proposed} in a minute");
+    let refused = bench.proposed.len();
+    assert!((10..50).contains(&refused), "{refused} in a minute");
+    // What changes the state is acted upon at once.
+    bench.conflicts = false;
+    bench.open(2, Vec::new());
+    assert_eq!(bench.group().2, Phase::Forming);
 }
